@@ -1,0 +1,73 @@
+"""Cannistraci-Hebb link predictors: how much a node of the local community speaks for a link.
+
+For a pair ``(u, v)`` that is not linked, the local community is every node on a path of length three between
+them. The *internal* degree ``i`` of such a node counts its links to the community, the *external* degree ``e``
+its links to nodes that are neither in the community nor the pair itself. A node-based predictor (L3n) is the sum
+over the community of a weight that depends on ``i`` and ``e``; each function here is one such weight.
+
+References:
+    [1] Muscoloni, Michieli, Zhang, Cannistraci. Adaptive network automata modelling of complex networks. 2022.
+    [2] Zhang et al. Brain network science modelling of sparse neural networks. arXiv 2501.19107, 2025.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from chtconv.errors import unknown
+
+Predictor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def ch2_l3n(internal: Tensor, external: Tensor) -> Tensor:
+    """CH2-L3n: ``(1 + i) / (1 + e)``, rewarding internal and penalising external links [1].
+
+    Args:
+        internal: internal degrees, any shape, floating point.
+        external: external degrees, the same shape.
+
+    >>> ch2_l3n(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 2.0]))
+    tensor([2., 1.])
+    """
+    return (1 + internal) / (1 + external)
+
+
+def ch3_l3n(internal: Tensor, external: Tensor) -> Tensor:
+    """CH3-L3n: ``1 / (1 + e)``, penalising external links only; the predictor of CHT and CHTs [1, 2].
+
+    Args:
+        internal: internal degrees, any shape, floating point.
+        external: external degrees, the same shape.
+
+    >>> ch3_l3n(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]))
+    tensor([1.0000, 0.2500])
+    """
+    return 1 / (1 + external)
+
+
+PREDICTORS: dict[str, Predictor] = {"ch2_l3n": ch2_l3n, "ch3_l3n": ch3_l3n}
+
+
+def find_predictor(name: str) -> Predictor:
+    """The predictor with this name.
+
+    Raises:
+        ConfigurationError: there is none; the message gives the nearest match.
+    """
+    if name not in PREDICTORS:
+        raise unknown("predictor", name, PREDICTORS)
+    return PREDICTORS[name]
+
+
+def community_weight(predictor: Predictor, common: Tensor, degree: Tensor) -> Tensor:
+    """The weight of a node ``z`` in the community of ``(u, v)``: 0 where it shares no neighbour with ``u``.
+
+    Args:
+        predictor: one of :data:`PREDICTORS`.
+        common: number of neighbours that ``z`` has in common with ``u``, which is its internal degree.
+        degree: degree of ``z``. Its link to ``v`` is neither internal nor external, so ``e = degree - common - 1``.
+    """
+    # A pair that is linked already has degree - common = 0; it is never asked for, and must not become infinite.
+    external = (degree - common - 1).clamp_min_(0)
+    return predictor(common, external).mul_(common > 0)
