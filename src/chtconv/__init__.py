@@ -1,0 +1,9 @@
+"""Dynamic sparse training of convolutional networks, with the topology evolved by link prediction (CHT-Conv)."""
+
+from chtconv.errors import ChtconvWarning, ConfigurationError
+from chtconv.scores import link_scores
+from chtconv.topology import Topology, sparsify
+
+__version__ = "0.1.0"
+
+__all__ = ["ChtconvWarning", "ConfigurationError", "Topology", "__version__", "link_scores", "sparsify"]

@@ -1,0 +1,64 @@
+"""When the topology evolves, and how much of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from chtconv.errors import ConfigurationError, unknown
+
+Decay: TypeAlias = Callable[[float], float]
+
+
+def constant(progress: float) -> float:
+    """The same fraction from the first evolution to the last."""
+    return 1.0
+
+
+def cosine(progress: float) -> float:
+    """From all of it to nothing along half a cosine: many changes early, few late.
+
+    >>> [round(cosine(progress), 2) for progress in (0, 0.5, 1)]
+    [1.0, 0.5, 0.0]
+    """
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+DECAYS: dict[str, Decay] = {"constant": constant, "cosine": cosine}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Evolution times and the drop fraction zeta at each of them.
+
+    Attributes:
+        zeta: fraction of the links of a kernel that an evolution removes, in (0, 1].
+        decay: how zeta falls: a name in :data:`DECAYS`. Every decay but ``"constant"`` needs ``stop``.
+        interval: optimizer steps between two evolutions.
+        stop: there is no evolution at this step or after it; None for never.
+    """
+
+    zeta: float = 0.3
+    decay: str = "constant"
+    interval: int = 100
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.zeta <= 1:
+            raise ConfigurationError(f"zeta={self.zeta!r}: accepted are numbers above 0 and up to 1.")
+        if self.decay not in DECAYS:
+            raise unknown("zeta schedule", self.decay, DECAYS)
+        if self.interval < 1:
+            raise ConfigurationError(f"interval={self.interval!r}: accepted is at least 1 optimizer step.")
+        if self.stop is None and self.decay != "constant":
+            raise ConfigurationError(
+                f"the zeta schedule {self.decay!r} needs an end: give stop or total_steps, or use 'constant'."
+            )
+
+    def evolves_at(self, step: int) -> bool:
+        """Whether the topology evolves after this many optimizer steps."""
+        return step % self.interval == 0 and (self.stop is None or step < self.stop)
+
+    def zeta_at(self, step: int) -> float:
+        """The drop fraction after this many optimizer steps."""
+        return self.zeta * DECAYS[self.decay](step / self.stop if self.stop else 0.0)

@@ -1,0 +1,105 @@
+"""Choosing a given number of links in every kernel: the one step that removal, regrowth and initialisation share.
+
+A choice is made by keys: the largest keys of a kernel are taken. Ties are broken by the generator and never by
+index, because index order favours low channels, and drawing without replacement is a choice by random keys too.
+
+Shapes: O kernels, I positions of a kernel (input channels x kernel positions).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_RANDOM_BITS = 31
+_RANDOM_MAX = 2**_RANDOM_BITS - 1
+
+
+class Count(NamedTuple):
+    """How many links to choose in each kernel: ``most``, or one fewer where ``fewer_O`` (bool, [O, 1]) says so.
+
+    The largest count is a plain number, so that nothing waits for the device.
+    """
+
+    most: int
+    fewer_O: Tensor
+
+
+def stochastic_round(value: float, kernels: int, generator: torch.Generator) -> Count:
+    """``value`` rounded up or down at random in each kernel, right on average.
+
+    Rounding down would never let a kernel evolve in which less than one link is to be removed.
+
+    >>> most, fewer = stochastic_round(1.25, 10_000, torch.Generator().manual_seed(0))
+    >>> most, abs(fewer.float().mean().item() - 0.75) < 0.02
+    (2, True)
+    """
+    most = -int(-value // 1)
+    draw_O1 = torch.rand(kernels, 1, generator=generator, device=generator.device, dtype=torch.float64)
+    return Count(most, draw_O1 < most - value)
+
+
+def take_largest(keys_OI: Tensor, allowed_OI: Tensor, count: Count) -> Tensor:
+    """The largest keys of each row among those allowed, exactly as many as asked for.
+
+    Args:
+        keys_OI: int32, int64 or float32 keys above 0; overwritten.
+        allowed_OI: bool; every row must allow at least ``count.most``.
+        count: how many to take in each row.
+
+    Returns:
+        bool of shape [O, I].
+    """
+    if count.most == 0:
+        return torch.zeros_like(allowed_OI)
+    # The bits of positive floats are in the order of the floats, and integers are compared twice as fast.
+    ordered_OI = keys_OI.view(torch.int32) if keys_OI.is_floating_point() else keys_OI
+    best_OM, index_OM = ordered_OI.mul_(allowed_OI).topk(count.most, dim=1, sorted=False)
+    taken_OI = torch.zeros_like(allowed_OI).scatter_(1, index_OM, True)
+    least_O1 = index_OM.gather(1, best_OM.argmin(dim=1, keepdim=True))
+    return taken_OI.scatter_(1, least_O1, ~count.fewer_O)
+
+
+def random_integers(like_OI: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform odd int32 in [1, 2^31) of a given shape: the cheapest draw there is, and never 0."""
+    # One 64-bit draw makes two words, at two thirds of the time of two draws.
+    pairs = torch.empty((like_OI.numel() + 1) // 2, dtype=torch.int64, device=like_OI.device)
+    words = pairs.random_(-(2**63), None, generator=generator).view(torch.int32)[: like_OI.numel()]
+    return words.bitwise_and_(_RANDOM_MAX).bitwise_or_(1).view(like_OI.shape)
+
+
+def exponentials(like_OI: Tensor, generator: torch.Generator) -> Tensor:
+    """Exponentially distributed float32 with mean 1, above 0, accurate where they are small."""
+    uniform_OI = random_integers(like_OI, generator) * 2.0**-_RANDOM_BITS
+    return uniform_OI.clamp_max_(1 - 2.0**-24).neg_().log1p_().neg_()
+
+
+def by_value(values_OI: Tensor, generator: torch.Generator, *, smallest: bool = False, drop_bits: int = 0) -> Tensor:
+    """Keys in the order of the magnitudes of float32 values, with equal ones in random order.
+
+    Args:
+        values_OI: float32; their sign is ignored.
+        generator: breaks the ties.
+        smallest: whether the smallest magnitude has the largest key.
+        drop_bits: values that agree but for so many of their 23 mantissa bits count as equal, so that rounding
+            errors decide nothing.
+
+    Returns:
+        int64 keys above 0.
+    """
+    order_OI = values_OI.abs().contiguous().view(torch.int32).long()
+    if drop_bits:
+        order_OI = order_OI.add_(1 << drop_bits - 1).bitwise_right_shift_(drop_bits)
+    if smallest:
+        order_OI = order_OI.neg_().add_(_RANDOM_MAX)
+    return order_OI.bitwise_left_shift_(_RANDOM_BITS).bitwise_or_(_tie_breakers(values_OI, generator))
+
+
+def _tie_breakers(like_OI: Tensor, generator: torch.Generator) -> Tensor:
+    """int32 in [1, 2^31) in another random order for each kernel: multiplicative hashes of the positions.
+
+    Ties need no independent numbers, and these cost one multiplication instead of a draw each.
+    """
+    kernels, positions = like_OI.shape
+    words = random_integers(like_OI.new_empty(kernels + positions), generator)
+    return (words[:kernels, None] * words[None, kernels:]).bitwise_and_(_RANDOM_MAX)
