@@ -1,0 +1,10 @@
+"""Training runs: their configuration, loop and folder."""
+
+from chtconv.training.config import Config
+from chtconv.training.evaluate import TrainingDiverged
+from chtconv.training.files import StorageError
+from chtconv.training.loop import train
+from chtconv.training.recipes import RECIPES, recipe
+from chtconv.training.run_folder import RunFolder
+
+__all__ = ["RECIPES", "Config", "RunFolder", "StorageError", "TrainingDiverged", "recipe", "train"]

@@ -1,0 +1,167 @@
+"""Everything that decides a run: five sections whose fields are the options of the command line."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from chtconv.errors import ConfigurationError, unknown
+from chtconv.methods import METHODS
+from chtconv.models import MODELS
+from chtconv.predictors import PREDICTORS
+from chtconv.schedule import DECAYS
+from chtconv.scores.api import GRAPHS
+from chtconv.training.setting import Setting, choice, nonnegative, positive, share, switch, text, whole
+
+DENSE: Final = "dense"
+OPTIMIZERS: Final = ("sgd", "adam")
+SCHEDULES: Final = ("linear", "cosine", "constant")
+PRECISIONS: Final = ("float32", "bf16")
+DEVICES: Final = ("auto", "cpu", "cuda")
+BACKENDS: Final = ("auto", "dense")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images, how many at a time, and what is done to them."""
+
+    dataset: str = text("digits (embedded), a data set of the Hugging Face hub, or a folder").field("digits")
+    image_size: int = whole("height and width of the images in pixels", 32).field(32)
+    validation: int = whole("training images held out to choose an epoch by", 0).field(0)
+    batch_size: int = whole("images a step", 1).field(32)
+    flip: bool = switch("mirror half of the training images").field(False)
+    crop: int = whole("shift training images by up to so many pixels", 0).field(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Which network, and how large."""
+
+    model: str = choice("which network", lambda: MODELS).field("vgg16")
+    width: float = positive("multiplies the channels of every convolution").field(0.25)
+    head: int | None = whole(
+        "neurons of each hidden layer of the perceptron; none is 4096 x width", 1, optional=True
+    ).field(None)
+    dropout: float = share("share of the perceptron's neurons dropped in training", least=0).field(0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """How sparse the convolutions are, and how their links change."""
+
+    method: str = choice("how links come and go", lambda: (DENSE, *METHODS)).field("chts")
+    predictor: str = choice("link predictor", lambda: PREDICTORS).field("ch3_l3n")
+    graph: str = choice("graph that links are predicted on", lambda: GRAPHS).field("kernel")
+    sparsity: float = share("share of the links that is absent", least=0).field(0.9)
+    layers: str = text("sparse convolutions: names or wildcards, with commas between").field("*")
+    zeta: float = share("share of a kernel's links removed at an evolution", whole_too=True).field(0.3)
+    zeta_schedule: str = choice("course of zeta until evolution stops", lambda: DECAYS).field("cosine")
+    evolutions_per_epoch: float = positive("evolutions an epoch; 0.5 is every second epoch").field(1.0)
+    stop_fraction: float = share("share of training after which links stay", whole_too=True).field(0.75)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+    """How the weights are trained; see :mod:`chtconv.training.schedule` for the learning rate."""
+
+    epochs: int = whole("passes over the training images", 1).field(15)
+    optimizer: str = choice("what updates the weights", lambda: OPTIMIZERS).field("sgd")
+    lr: float = positive("highest learning rate").field(0.1)
+    momentum: float = share("momentum of sgd", least=0).field(0.9)
+    weight_decay: float = nonnegative("weight decay, coupled").field(5e-4)
+    warmup_epochs: float = nonnegative("epochs over which the rate rises linearly").field(1.0)
+    schedule: str = choice("how the rate falls", lambda: SCHEDULES).field("cosine")
+    final_lr: float = share("where the fall ends, as a share of lr", least=0, whole_too=True).field(0.0)
+    decay_end: float = share("share of training at which the fall ends", whole_too=True).field(1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The seed, and what the run is computed on."""
+
+    seed: int = whole("seed of weights, masks, data order, dropout and evolution", 0).field(0)
+    device: str = choice("auto takes a GPU where there is one", lambda: DEVICES).field("auto")
+    precision: str = choice("of the forward and backward pass; weights stay float32", lambda: PRECISIONS).field(
+        "float32"
+    )
+    backend: str = choice("kernels; auto takes the fastest, which so far are the dense ones", lambda: BACKENDS).field(
+        "auto"
+    )
+    threads: int | None = whole("CPU threads; none is torch's own number", 1, optional=True).field(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run; every value is checked when it is made.
+
+    Raises:
+        ConfigurationError: naming the value that cannot be used, and what is accepted.
+
+    >>> config = Config().replace(sparsity=0.95, method="set")
+    >>> config.topology.sparsity, config.to_dict()["method"]
+    (0.95, 'set')
+    >>> Config.from_dict(config.to_dict()) == config
+    True
+    """
+
+    data: Data = Data()
+    network: Network = Network()
+    topology: Topology = Topology()
+    optimisation: Optimisation = Optimisation()
+    machine: Machine = Machine()
+
+    def __post_init__(self) -> None:
+        values = self.to_dict()
+        for name, setting in SETTINGS.items():
+            setting.check(name, values[name])
+        if self.data.crop >= self.data.image_size:
+            size = self.data.image_size
+            raise ConfigurationError(f"crop={self.data.crop}: accepted is less than image_size, {size} pixels.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values by name, without sections; JSON can hold them."""
+        return {name: value for section in dataclasses.asdict(self).values() for name, value in section.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """The configuration with these values, and defaults for those not named.
+
+        Raises:
+            ConfigurationError: for a name that no field has, or a value that cannot be used.
+        """
+        return cls().replace(**values)
+
+    def replace(self, **values: Any) -> "Config":
+        """A copy with some values replaced, by their names alone.
+
+        Raises:
+            ConfigurationError: for a name that no field has, or a value that cannot be used.
+        """
+        for name in values:
+            if name not in SETTINGS:
+                raise unknown("configuration value", name, SETTINGS)
+        return dataclasses.replace(self, **dict(_changed_sections(self, values)))
+
+    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """The values in which two configurations differ: name -> (own, other's)."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+
+def _changed_sections(config: Config, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, fields in SECTIONS.items():
+        own = {key: values[key] for key in fields if key in values}
+        yield name, dataclasses.replace(getattr(config, name), **own)
+
+
+_CLASSES: Final = {
+    "data": Data,
+    "network": Network,
+    "topology": Topology,
+    "optimisation": Optimisation,
+    "machine": Machine,
+}
+SECTIONS: Final[dict[str, dict[str, Setting]]] = {
+    name: {field.name: field.metadata["setting"] for field in dataclasses.fields(section)}
+    for name, section in _CLASSES.items()
+}
+SETTINGS: Final[dict[str, Setting]] = {name: one for fields in SECTIONS.values() for name, one in fields.items()}

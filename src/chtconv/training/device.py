@@ -1,0 +1,69 @@
+"""What a run is computed on, and under which conditions it gives the same bits again."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.utils.deterministic
+
+from chtconv.errors import ConfigurationError
+from chtconv.randomness import derived_seed
+
+
+def resolve(device: str) -> torch.device:
+    """The device for "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigurationError: for "cuda" where there is no GPU.
+
+    >>> resolve("cpu")
+    device(type='cpu')
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device='cuda': torch finds no GPU here; accepted are 'cpu' and 'auto'.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass: bfloat16 for "bf16", nothing for "float32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
+    """Deterministic algorithms, a number of CPU threads and a global generator to spare; all restored afterwards.
+
+    The same seed gives the same bits on the same machine with the same number of threads: torch's own sums
+    depend on that number.
+    """
+    if device.type == "cuda":
+        # cuBLAS is deterministic only with a workspace of fixed size, read when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, threads_before = torch.backends.cudnn.benchmark, torch.get_num_threads()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # Filling every new tensor guards against reading what was never written; nothing here does.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_num_threads(threads or threads_before)
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.set_num_threads(threads_before)
+
+
+def seed_dropout(seed: int, epoch: int, device: torch.device) -> None:
+    """Seed the global generators, which dropout draws from, for one epoch: a resumed run draws the same."""
+    derived = derived_seed(seed, "dropout", epoch)
+    torch.default_generator.manual_seed(derived)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(derived)

@@ -1,0 +1,99 @@
+"""Files that are whole or absent, and a lock on a folder."""
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from chtconv.errors import ConfigurationError
+
+LOCK: Final = ".lock"
+
+
+class StorageError(OSError):
+    """A file could not be written; what was there before is untouched."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, which is replaced at once or, if anything goes wrong, not at all.
+
+    Raises:
+        StorageError: naming the file and the cause (a full disk, a missing permission).
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        cause = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise StorageError(f"cannot write {path}: {cause}") from error
+    finally:
+        # Left by any exception between the two calls, a signal's included.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON; NaN and infinities are refused, because JSON has none."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the operating system takes back if the process dies.
+
+    Raises:
+        ConfigurationError: if another process holds it, naming the process.
+    """
+    if sys.platform == "win32":  # pragma: no cover - no advisory locks of this kind there
+        yield
+        return
+    path = folder / LOCK
+    descriptor = _acquire(path)
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
+            os.close(descriptor)
+            raise ConfigurationError(f"{path.parent} is in use by another run (process {holder})") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _still_there(path, descriptor):
+            return descriptor
+        # The holder before us removed its file between our open and our lock: that lock guards nothing.
+        os.close(descriptor)
+
+
+def _still_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

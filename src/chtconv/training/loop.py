@@ -1,0 +1,160 @@
+"""The training loop: epochs of steps, an evaluation and a checkpoint after each."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from chtconv.errors import ConfigurationError
+from chtconv.training.config import Config
+from chtconv.training.device import autocast, reproducible, resolve, seed_dropout
+from chtconv.training.evaluate import Meter, Score, TrainingDiverged, evaluate
+from chtconv.training.progress import Progress
+from chtconv.training.run import Run, prepare
+from chtconv.training.run_folder import RunFolder
+from chtconv.training.schedule import learning_rate
+from chtconv.training.summary import summarise
+
+# A look at the losses waits for a GPU, and costs nothing on a CPU.
+_READ_EVERY = {"cpu": 1, "cuda": 50}
+
+
+def train(
+    config: Config,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train the network that ``config`` describes, and write the run to the folder ``out``.
+
+    Everything is loaded and built before the folder is made. After every epoch the folder holds a checkpoint,
+    from which ``resume`` goes on with the same bits as if nothing had happened. Resuming a complete run returns
+    its summary.
+
+    Args:
+        config: what to train.
+        out: folder of the run; see :mod:`chtconv.training.run_folder` for its files.
+        resume: go on with the run in ``out``, which must have the same configuration.
+        overwrite: replace the run in ``out``.
+        progress: told about every step and epoch; nothing is shown by default.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        ConfigurationError: naming what cannot be used; nothing has been written then.
+        TrainingDiverged: if the loss is no finite number; the last whole epoch is kept.
+        StorageError: if a file cannot be written; the last checkpoint is kept.
+    """
+    folder, progress = RunFolder(out), progress or Progress()
+    folder.check(config, resume=resume, overwrite=overwrite)
+    if resume and folder.is_complete():
+        return folder.stored_summary()
+    with reproducible(resolve(config.machine.device), config.machine.threads):
+        run = prepare(config)
+        with folder.opened(config, resume=resume, overwrite=overwrite):
+            if resume and folder.has_checkpoint():
+                _restore(run, folder)
+            try:
+                _epochs(run, folder, progress)
+            except TrainingDiverged as error:
+                raise TrainingDiverged(f"{error}; {_kept(run, folder)}") from error
+            finally:
+                progress.close()
+            summary = summarise(run)
+            folder.finish(run.weights(), run.masks(), summary)
+    return summary
+
+
+def _restore(run: Run, folder: RunFolder) -> None:
+    state = folder.load_checkpoint(run.device)
+    try:
+        run.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"the checkpoint in {folder.path} does not fit the run: {error}") from error
+    folder.save_tables(run.metrics, run.records)
+
+
+def _epochs(run: Run, folder: RunFolder, progress: Progress) -> None:
+    epochs = run.config.optimisation.epochs
+    progress.start(epochs=epochs, steps_per_epoch=len(run.batches), done=run.epoch)
+    while run.epoch < epochs:
+        row = _epoch(run, progress)
+        run.metrics.append(row)
+        run.epoch += 1
+        folder.save_epoch(run.state_dict(), run.metrics, run.records)
+        progress.epoch(row, epochs)
+
+
+def _epoch(run: Run, progress: Progress) -> dict[str, Any]:
+    """Train for an epoch, evaluate, and return the line of metrics.jsonl."""
+    precision, steps = run.config.machine.precision, len(run.batches)
+    began = time.perf_counter()
+    trained = _train_epoch(run, progress)
+    seconds = time.perf_counter() - began
+    scores: dict[str, Score | None] = {}
+    for name in ("validation", "test"):
+        batches = run.evaluation_batches(name)
+        scores[name] = None
+        if batches is not None:
+            try:
+                scores[name] = evaluate(run.model, batches, run.device, precision)
+            except TrainingDiverged as error:
+                raise TrainingDiverged(f"after epoch {run.epoch + 1}, step {steps} of {steps}, {error}") from error
+    evaluated = time.perf_counter() - began - seconds
+    return {
+        "epoch": run.epoch + 1,
+        "steps": (run.epoch + 1) * steps,
+        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        **{f"{name}_loss": score and score.loss for name, score in scores.items()},
+        **{f"{name}_accuracy": score and score.accuracy for name, score in scores.items()},
+        "sparsity": run.topology.stats()["sparsity"] if run.topology else 0.0,
+        "evolutions": run.topology.evolutions if run.topology else 0,
+        "seconds": seconds,
+        "evaluation_seconds": evaluated,
+        "images_per_second": len(run.dataset.train) / seconds,
+    }
+
+
+def _train_epoch(run: Run, progress: Progress) -> Score:
+    settings, steps = run.config, len(run.batches)
+    seed_dropout(settings.machine.seed, run.epoch, run.device)
+    meter = Meter(steps, run.device, _READ_EVERY[run.device.type])
+    run.model.train()
+    unread = 0
+    for step, (images, labels) in enumerate(run.batches.epoch(run.epoch)):
+        rate = learning_rate(run.epoch * steps + step, steps, settings.optimisation)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(run.device, settings.machine.precision):
+            logits = run.model(images)
+        loss = functional.cross_entropy(logits.float(), labels)
+        meter.add(loss, logits, labels)
+        unread += 1
+        if meter.due():
+            _check(meter, run.epoch, steps)
+            progress.step(unread, meter.score())
+            unread = 0
+        run.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        run.optimizer.step()
+    return meter.score()
+
+
+def _check(meter: Meter, epoch: int, steps: int) -> None:
+    first = meter.first_unusable()
+    if first is not None:
+        raise TrainingDiverged(f"the loss is not finite in epoch {epoch + 1}, step {first + 1} of {steps}")
+
+
+def _kept(run: Run, folder: RunFolder) -> str:
+    if not folder.has_checkpoint():
+        return "no epoch was complete, so nothing was kept; a lower --lr may help"
+    return f"epoch {run.epoch} is kept in {folder.path}{os.sep}; a lower --lr may help"

@@ -1,0 +1,157 @@
+"""Everything that training changes, put together from a configuration, and its state between two epochs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chtconv.data import Batches, Dataset, load_dataset
+from chtconv.models import build_model
+from chtconv.topology import Topology, sparsify
+from chtconv.training.config import DENSE, Config
+from chtconv.training.device import resolve
+
+_EVALUATION_BATCH = 256
+
+
+@dataclass
+class Run:
+    """A run between two epochs.
+
+    Attributes:
+        config: what decides it.
+        device: what it is computed on.
+        dataset: the images.
+        model: the network, on the device, channels last.
+        optimizer: of all its parameters.
+        topology: the links of its convolutions; None for a dense run.
+        batches: training batches.
+        epoch: epochs done.
+        metrics: a row an epoch done.
+        started: UTC, ISO 8601.
+    """
+
+    config: Config
+    device: torch.device
+    dataset: Dataset
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    topology: Topology | None
+    batches: Batches
+    epoch: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What each evolution of each layer did since the start."""
+        return list(self.topology.records) if self.topology else []
+
+    def evaluation_batches(self, name: str) -> Batches | None:
+        """Batches of the "test" or "validation" images, in order; None if there are none."""
+        images = getattr(self.dataset, name)
+        if images is None or not len(images.labels):
+            return None
+        data = self.dataset
+        return Batches(images, mean=data.mean, std=data.std, batch_size=_EVALUATION_BATCH, seed=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on as if it had never stopped: tensors and plain values."""
+        return {
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "started": self.started,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "topology": self.topology.state_dict() if self.topology else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state: the masks first, because weights and optimizer state are masked as they are loaded."""
+        if self.topology:
+            self.topology.load_state_dict(state["topology"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.metrics, self.started = state["epoch"], state["metrics"], state["started"]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the model's own names."""
+        return dict(self.model.state_dict())
+
+    def masks(self) -> dict[str, Tensor]:
+        """Bool masks under the names of their weights."""
+        return dict(self.topology.masks) if self.topology else {}
+
+
+def prepare(config: Config) -> Run:
+    """The run that ``config`` describes, before its first step.
+
+    Raises:
+        ConfigurationError: naming what cannot be used: the data set, the device, a value.
+    """
+    machine, data = config.machine, config.data
+    device = resolve(machine.device)
+    dataset = load_dataset(
+        data.dataset, image_size=data.image_size, validation=data.validation, seed=machine.seed, device=device
+    )
+    model = _model(config, dataset, device)
+    optimizer = _optimizer(config, model)
+    batches = Batches(
+        dataset.train,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=data.batch_size,
+        seed=machine.seed,
+        flip=data.flip,
+        crop=data.crop,
+    )
+    topology = _topology(config, model, optimizer, len(batches))
+    return Run(config, device, dataset, model, optimizer, topology, batches)
+
+
+def _model(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
+    network = config.network
+    model = build_model(
+        network.model,
+        len(dataset.classes),
+        seed=config.machine.seed,
+        width=network.width,
+        head=network.head,
+        dropout=network.dropout,
+        in_channels=dataset.train.images.shape[1],
+    )
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    settings = config.optimisation
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def _topology(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Topology | None:
+    settings = config.topology
+    if settings.method == DENSE:
+        return None
+    total = steps * config.optimisation.epochs
+    return sparsify(
+        model,
+        optimizer,
+        sparsity=settings.sparsity,
+        method=settings.method,
+        predictor=settings.predictor,
+        graph=settings.graph,
+        zeta=settings.zeta,
+        zeta_schedule=settings.zeta_schedule,
+        interval=max(1, round(steps / settings.evolutions_per_epoch)),
+        stop=max(1, round(settings.stop_fraction * total)),
+        total_steps=total,
+        layers=None if settings.layers == "*" else settings.layers.split(","),
+        seed=config.machine.seed,
+    )
