@@ -27,7 +27,7 @@ def links_per_kernel(sparsity: float, positions: int, layer: str) -> int:
     if links < 1:
         raise ConfigurationError(
             f"layer {layer}: at sparsity {sparsity} a kernel of {positions} positions would hold no link; "
-            f"accepted is at most {1 - 1 / positions:.4g}, or leave the layer out."
+            f"accepted is less than {1 - 0.5 / positions:.6g}, or leave the layer out."
         )
     return links
 

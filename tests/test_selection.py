@@ -1,0 +1,95 @@
+"""Choosing links: exact counts, no bias among equals, and the right probabilities."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chtconv.selection import Count, by_value, exponentials, random_integers, stochastic_round, take_largest
+
+
+def source(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@given(
+    kernels=st.integers(1, 5),
+    positions=st.integers(1, 40),
+    value=st.floats(0, 10),
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(["int32", "int64", "float32"]),
+)
+def test_counts_are_exact_and_only_allowed_positions_are_taken(kernels, positions, value, seed, kind):
+    value = min(value, positions)
+    count = stochastic_round(value, kernels, source(seed))
+    allowed = torch.zeros(kernels, positions, dtype=torch.bool)
+    for row in allowed:
+        row[torch.randperm(positions, generator=source(seed))[: max(count.most, positions // 2)]] = True
+    like = torch.zeros(kernels, positions)
+    keys = {
+        "int32": random_integers(like, source(seed)),
+        "int64": by_value(like, source(seed)),
+        "float32": 1 / exponentials(like, source(seed)),
+    }[kind]
+    taken = take_largest(keys, allowed, count)
+    assert not (taken & ~allowed).any()
+    assert torch.equal(taken.sum(1), count.most - count.fewer_O.flatten().long())
+    assert set(taken.sum(1).tolist()) <= {int(value), -int(-value // 1)}
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=2, max_size=30), st.booleans())
+def test_keys_are_in_the_order_of_the_magnitudes(values, smallest):
+    keys = by_value(torch.tensor([values]), source(), smallest=smallest)[0]
+    for i, j in itertools.combinations(range(len(values)), 2):
+        if abs(values[i]) != abs(values[j]):
+            assert (keys[i] > keys[j]).item() == ((abs(values[i]) > abs(values[j])) != smallest)
+    assert (keys > 0).all()
+
+
+def test_values_that_differ_by_rounding_errors_are_equal_and_others_are_not():
+    values = torch.tensor([[1.0, 1.0 + 2**-22, 1.0 + 2**-12]]).expand(2000, 3)
+    keys = by_value(values, source(), drop_bits=8)
+    assert 800 < (keys[:, 0] > keys[:, 1]).sum() < 1200
+    assert (keys[:, 2] > keys[:, 1]).all()
+
+
+@pytest.mark.parametrize("smallest", [False, True])
+def test_ties_are_broken_without_favour(smallest):
+    """Of 20 equal values 5 are taken: each position in a quarter of 8,000 kernels, within 5 standard deviations."""
+    kernels, positions, most = 8000, 20, 5
+    values = torch.full((kernels, positions), 0.25)
+    nobody = torch.zeros(kernels, 1, dtype=torch.bool)
+    keys = by_value(values, source(3), smallest=smallest)
+    taken = take_largest(keys, torch.ones_like(values, dtype=torch.bool), Count(most, nobody)).double()
+    rate = most / positions
+    assert (taken.mean(0) - rate).abs().max() < 5 * (rate * (1 - rate) / kernels) ** 0.5
+    # And no pair of positions goes together more often than it would by chance.
+    together = (taken.T @ taken / kernels)[~torch.eye(positions, dtype=torch.bool)]
+    chance = rate * (most - 1) / (positions - 1)
+    assert (together - chance).abs().max() < 6 * (chance * (1 - chance) / kernels) ** 0.5
+
+
+def test_random_integers_are_uniform_and_never_zero():
+    draws = random_integers(torch.empty(1000, 333), source())
+    assert draws.min() >= 1
+    bins = torch.bincount((draws.flatten().long() * 16) >> 31, minlength=16).double() / draws.numel()
+    assert (bins - 1 / 16).abs().max() < 5 * (1 / 16 / draws.numel()) ** 0.5
+
+
+def test_exponentials_have_the_right_distribution():
+    draws = exponentials(torch.empty(1000, 500), source()).flatten().double()
+    assert draws.min() > 0
+    assert draws.isfinite().all()
+    for x in (0.001, 0.1, 1.0, 3.0):
+        share, expected = (draws < x).double().mean(), 1 - torch.tensor(-x, dtype=torch.float64).exp()
+        assert (share - expected).abs() < 5 * (expected * (1 - expected) / draws.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0, 2.5, 7.0])
+def test_stochastic_rounding_is_right_on_average(value):
+    count = stochastic_round(value, 20_000, source())
+    drawn = count.most - count.fewer_O.double()
+    assert abs(drawn.mean().item() - value) < 5 * 0.5 / 20_000**0.5
+    assert set(drawn.flatten().tolist()) <= {float(int(value)), float(-int(-value // 1))}
