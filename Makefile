@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR := runs/digits
 
-.PHONY: help run test check format bench evidence clean
+.PHONY: help run test check format bench evidence tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ bench: $(VENV)/.installed  ## evolution and sparse step against the dense step, 
 
 evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: hours on 2 cores, resumable; see experiments/
 	$(BIN)/python experiments/evidence.py
+
+tables: $(VENV)/.installed  ## the tables of the README, from results/
+	$(BIN)/python experiments/tables.py
 
 clean:  ## remove the environment, caches and runs
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,0 +1,101 @@
+"""Writes the tables of the README from the lines in results/: no number there is typed.
+
+python experiments/tables.py            writes them
+python experiments/tables.py --check    exit code 1 where the README says something else than the results
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+METHOD_NAMES = {"dense": "dense", "static": "static", "set": "SET", "cht": "CHT", "chts": "CHTs"}
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The lines of a file in results/; none where there is no file."""
+    path = ROOT / "results" / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table with its first column to the left and numbers to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cifar10() -> str:
+    """A row a method and sparsity, over its seeds."""
+    cells: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for line in read("cifar10.jsonl"):
+        config = line["config"]
+        sparsity = 0.0 if config["method"] == "dense" else config["sparsity"]
+        cells.setdefault((sparsity, config["method"]), []).append(line)
+    order = list(METHOD_NAMES)
+    rows = [_cell(*key, cells[key]) for key in sorted(cells, key=lambda key: (key[0], order.index(key[1])))]
+    header = ["sparsity, method", "seeds", "test accuracy, %", "best epoch, %", "new / removed", "ever active"]
+    return markdown([*header, "empty slices"], rows)
+
+
+def _cell(sparsity: float, method: str, lines: list[dict[str, Any]]) -> list[str]:
+    accuracy = [100 * line["test_accuracy"] for line in lines]
+    spread = f" ± {statistics.stdev(accuracy) / len(accuracy) ** 0.5:.2f}" if len(accuracy) > 1 else ""
+    return [
+        f"{sparsity:.0%} {METHOD_NAMES[method]}",
+        " ".join(str(line["seed"]) for line in lines),
+        f"{statistics.mean(accuracy):.2f}{spread}",
+        f"{100 * statistics.mean(line['best_test_accuracy'] for line in lines):.2f}",
+        _share(line["evolution"]["turnover"] for line in lines),
+        _share(line["itop"] for line in lines),
+        _share(line["evolution"]["empty_slices"] for line in lines),
+    ]
+
+
+def _share(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.2f}" if known else ""
+
+
+def evolution() -> str:
+    """The latest benchmark: each action as a part of the dense step of its round."""
+    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "evolution"]
+    if not lines:
+        return ""
+    rows = [
+        [name, f"{row['seconds']:.3f}", f"{row['ratio']:.3f}", f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"]
+        for name, row in lines[-1]["rows"].items()
+    ]
+    return markdown(["action", "seconds", "of a dense step", "quartiles"], rows)
+
+
+TABLES = {"cifar10": cifar10, "evolution": evolution}
+
+
+def filled(text: str) -> str:
+    """The text with each table between its markers."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        text, found = re.subn(pattern, lambda match, t=table: f"{match[1]}{t()}\n{match[2]}", text, flags=re.DOTALL)
+        if found != 1:
+            raise SystemExit(f"README.md has {found} places for the table {name!r}; it needs one.")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where something would change")
+    readme = ROOT / "README.md"
+    before = readme.read_text()
+    after = filled(before)
+    if parser.parse_args().check:
+        sys.exit("README.md differs from results/; run: make tables" if before != after else 0)
+    readme.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
