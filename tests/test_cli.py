@@ -176,7 +176,7 @@ def test_a_complete_run_is_refused_resumed_and_overwritten(chtconv: Run, tmp_pat
     assert (code, "complete already" in error, "test accuracy" in out) == (0, True, True)
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
     code, _, error = chtconv("train", "--out", "run", "--resume", "--lr", "0.5", "--epochs", "4")
-    assert (code, "epochs 4 instead of 1, lr 0.5 instead of 0.1" in error) == (2, True)
+    assert (code, "epochs 4 instead of 1, lr 0.5 instead of 0.05" in error) == (2, True)
     assert chtconv(*words, "--overwrite", "--seed", "4")[0] == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["seed"] == 4
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from chtconv.errors import ConfigurationError
-from chtconv.training import Config, RunFolder, StorageError, TrainingDiverged, recipe, train
+from chtconv.training import RECIPES, Config, RunFolder, StorageError, TrainingDiverged, recipe, train
 from chtconv.training.commands import next_command, resume_command
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS
 from chtconv.training.environment import package_version
@@ -59,8 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
         "sets; in brackets, those of the recipe 'quick'.",
         allow_abbrev=False,
     )
-    command.add_argument("--recipe", metavar="NAME", help="where values come from: quick, cifar-short, paper-cifar10, "
-                         "paper-cifar100 (quick)")  # fmt: skip
+    command.add_argument(
+        "--recipe", metavar="NAME", help=f"where values come from: {', '.join(RECIPES)} ({_DEFAULT_RECIPE})"
+    )
     command.add_argument("--out", metavar="DIR", help="folder of the run (runs/DATASET-MODEL-METHOD-SPARSITY-seedN)")
     command.add_argument("--resume", action="store_true", help="go on with the run in the folder, after its last epoch")
     command.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
@@ -93,13 +94,13 @@ def _train(options: argparse.Namespace, words: list[str]) -> int:
     config, out = _resolve(options)
     folder = RunFolder(out)
     already = options.resume and folder.is_complete()
-    sparsity = "" if config.topology.method == DENSE else f" at sparsity {config.topology.sparsity:g}"
+    sparsity = "" if config.topology.method == DENSE else f"sparsity {config.topology.sparsity:.1%}"
     print(
-        f"{config.network.model} on {config.data.dataset}, {config.topology.method}{sparsity}, "
+        f"{config.network.model} on {config.data.dataset}, {config.topology.method}{sparsity and ' at ' + sparsity}, "
         f"seed {config.machine.seed} -> {out}" + (" (complete already)" if already else ""),
         file=sys.stderr,
     )
-    progress = Bar(sys.stderr, note=sparsity.replace(" at", ",")) if sys.stderr.isatty() else Lines(sys.stderr)
+    progress = Bar(sys.stderr, note=sparsity and f", {sparsity}") if sys.stderr.isatty() else Lines(sys.stderr)
     try:
         summary = train(config, out, resume=options.resume, overwrite=options.overwrite, progress=progress)
     except KeyboardInterrupt:

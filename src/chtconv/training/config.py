@@ -27,7 +27,7 @@ class Data:
     dataset: str = text("digits (embedded), a data set of the Hugging Face hub, or a folder").field("digits")
     image_size: int = whole("height and width of the images in pixels", 32).field(32)
     validation: int = whole("training images held out to choose an epoch by", 0).field(0)
-    batch_size: int = whole("images a step", 1).field(32)
+    batch_size: int = whole("images a step", 1).field(64)
     flip: bool = switch("mirror half of the training images").field(False)
     crop: int = whole("shift training images by up to so many pixels", 0).field(2)
 
@@ -63,9 +63,9 @@ class Topology:
 class Optimisation:
     """How the weights are trained; see :mod:`chtconv.training.schedule` for the learning rate."""
 
-    epochs: int = whole("passes over the training images", 1).field(15)
+    epochs: int = whole("passes over the training images", 1).field(20)
     optimizer: str = choice("what updates the weights", lambda: OPTIMIZERS).field("sgd")
-    lr: float = positive("highest learning rate").field(0.1)
+    lr: float = positive("highest learning rate").field(0.05)
     momentum: float = share("momentum of sgd", least=0).field(0.9)
     weight_decay: float = nonnegative("weight decay, coupled").field(5e-4)
     warmup_epochs: float = nonnegative("epochs over which the rate rises linearly").field(1.0)

@@ -61,6 +61,12 @@ def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
         torch.set_num_threads(threads_before)
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was told, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def seed_dropout(seed: int, epoch: int, device: torch.device) -> None:
     """Seed the global generators, which dropout draws from, for one epoch: a resumed run draws the same."""
     derived = derived_seed(seed, "dropout", epoch)

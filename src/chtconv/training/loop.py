@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from chtconv.errors import ConfigurationError
 from chtconv.training.config import Config
-from chtconv.training.device import autocast, reproducible, resolve, seed_dropout
+from chtconv.training.device import autocast, reproducible, resolve, seed_dropout, synchronise
 from chtconv.training.evaluate import Meter, Score, TrainingDiverged, evaluate
 from chtconv.training.progress import Progress
 from chtconv.training.run import Run, prepare
-from chtconv.training.run_folder import RunFolder
+from chtconv.training.run_folder import CHECKPOINT, RunFolder
 from chtconv.training.schedule import learning_rate
 from chtconv.training.summary import summarise
 
@@ -54,6 +54,7 @@ def train(
     folder, progress = RunFolder(out), progress or Progress()
     folder.check(config, resume=resume, overwrite=overwrite)
     if resume and folder.is_complete():
+        folder.remove(CHECKPOINT)
         return folder.stored_summary()
     with reproducible(resolve(config.machine.device), config.machine.threads):
         run = prepare(config)
@@ -95,7 +96,7 @@ def _epoch(run: Run, progress: Progress) -> dict[str, Any]:
     """Train for an epoch, evaluate, and return the line of metrics.jsonl."""
     precision, steps = run.config.machine.precision, len(run.batches)
     began = time.perf_counter()
-    trained = _train_epoch(run, progress)
+    trained, evolving = _train_epoch(run, progress)
     seconds = time.perf_counter() - began
     scores: dict[str, Score | None] = {}
     for name in ("validation", "test"):
@@ -118,17 +119,19 @@ def _epoch(run: Run, progress: Progress) -> dict[str, Any]:
         "sparsity": run.topology.stats()["sparsity"] if run.topology else 0.0,
         "evolutions": run.topology.evolutions if run.topology else 0,
         "seconds": seconds,
+        "evolution_seconds": evolving,
         "evaluation_seconds": evaluated,
         "images_per_second": len(run.dataset.train) / seconds,
     }
 
 
-def _train_epoch(run: Run, progress: Progress) -> Score:
+def _train_epoch(run: Run, progress: Progress) -> tuple[Score, float]:
+    """Train for an epoch: its score, and the seconds spent on evolutions."""
     settings, steps = run.config, len(run.batches)
     seed_dropout(settings.machine.seed, run.epoch, run.device)
     meter = Meter(steps, run.device, _READ_EVERY[run.device.type])
     run.model.train()
-    unread = 0
+    unread, evolving = 0, 0.0
     for step, (images, labels) in enumerate(run.batches.epoch(run.epoch)):
         rate = learning_rate(run.epoch * steps + step, steps, settings.optimisation)
         for group in run.optimizer.param_groups:
@@ -144,8 +147,22 @@ def _train_epoch(run: Run, progress: Progress) -> Score:
             unread = 0
         run.optimizer.zero_grad()
         torch.autograd.backward(loss)
+        evolving += _step(run)
+    return meter.score(), evolving
+
+
+def _step(run: Run) -> float:
+    """One optimizer step; the seconds it took if the topology evolved with it, else 0."""
+    topology = run.topology
+    if topology is None or not topology.schedule.evolves_at(topology.step_count + 1):
         run.optimizer.step()
-    return meter.score()
+        return 0.0
+    evolutions = topology.evolutions
+    synchronise(run.device)
+    began = time.perf_counter()
+    run.optimizer.step()
+    synchronise(run.device)
+    return time.perf_counter() - began if topology.evolutions > evolutions else 0.0
 
 
 def _check(meter: Meter, epoch: int, steps: int) -> None:

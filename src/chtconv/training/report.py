@@ -13,10 +13,11 @@ def report(summary: dict[str, Any], out: Path, next_command: str) -> str:
         lines += [*_layers(summary["layers"]), ""]
     sparsity = f"{summary['sparsity']:.1%} of the sparse layers, {summary['sparsity_all_parameters']:.1%} of all"
     if summary["layers"]:
-        lines.append(f"{'sparsity':<16}{sparsity} parameters; {summary['evolutions']} evolutions")
+        lines.append(f"{'sparsity':<16}{sparsity} parameters; {_counted(summary['evolutions'], 'evolution')}")
     lines.append(
-        f"{'training':<16}{summary['epochs']} epochs in {_duration(summary['seconds'])}, "
-        f"{summary['images_per_second']:.0f} images/s; evaluation {_duration(summary['evaluation_seconds'])}"
+        f"{'training':<16}{_counted(summary['epochs'], 'epoch')} in {_duration(summary['seconds'])}, "
+        f"{summary['images_per_second']:.0f} images/s; "
+        f"of these {_duration(summary['evolution_seconds'])} for evolution"
     )
     lines.append(f"{'files':<16}{out}")
     lines.append(f"{'compare with':<16}{next_command}")
@@ -55,6 +56,15 @@ def _layer(name: str, row: dict[str, Any]) -> str:
         f"{row['regrown']:,}",
         overlap,
     )
+
+
+def _counted(count: int, word: str) -> str:
+    """A number of things.
+
+    >>> _counted(1, "epoch"), _counted(0, "epoch")
+    ('1 epoch', '0 epochs')
+    """
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from chtconv.data import Batches, Dataset, load_dataset
 from chtconv.models import build_model
-from chtconv.topology import Topology, sparsify
+from chtconv.sparsification import sparsify
+from chtconv.topology import Topology
 from chtconv.training.config import DENSE, Config
 from chtconv.training.device import resolve
 

@@ -23,6 +23,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "itop": stats["itop"] if stats else None,
         "evolutions": run.topology.evolutions if run.topology else 0,
         "seconds": seconds,
+        "evolution_seconds": sum(row["evolution_seconds"] for row in metrics),
         "evaluation_seconds": sum(row["evaluation_seconds"] for row in metrics),
         "images_per_second": len(run.dataset.train) * len(metrics) / seconds,
         "epochs": len(metrics),

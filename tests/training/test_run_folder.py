@@ -1,0 +1,254 @@
+"""The folder of a run: who may write to it, what is refused, and that no file is ever half written."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chtconv.errors import ConfigurationError
+from chtconv.training import Config, StorageError, train
+from chtconv.training.files import LOCK, locked, write_atomically
+from chtconv.training.progress import Progress
+from chtconv.training.run_folder import RunFolder, default_out
+
+
+@pytest.fixture(scope="module")
+def after_one_epoch(tmp_path_factory: pytest.TempPathFactory, tiny_values: dict[str, Any], stop: Any) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        train(Config().replace(**tiny_values), folder, progress=stop(epochs=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_values: dict[str, Any]) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(Config().replace(**tiny_values), folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(after_one_epoch: Path, tmp_path: Path) -> Path:
+    """A run of which one epoch is kept."""
+    return Path(shutil.copytree(after_one_epoch, tmp_path / "run"))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_with_a_run_is_refused_with_the_ways_out(stopped: Path, tiny: Config) -> None:
+    with pytest.raises(ConfigurationError, match=r"already holds a run: --resume .* --overwrite .* --out"):
+        train(tiny, stopped)
+
+
+def test_another_configuration_is_refused_by_name(stopped: Path, tiny: Config) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"another configuration: lr 0\.2 instead of 0\.05, seed 3 instead of 0"
+    ):
+        train(tiny.replace(lr=0.2, seed=3), stopped, resume=True)
+
+
+def test_nothing_to_resume_is_refused_and_leaves_no_folder(tiny: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no run to resume: leave out --resume"):
+        train(tiny, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_and_overwrite_exclude_each_other(stopped: Path, tiny: Config) -> None:
+    with pytest.raises(ConfigurationError, match="give one of them"):
+        train(tiny, stopped, resume=True, overwrite=True)
+
+
+def test_a_run_killed_within_its_first_epoch_starts_again(stopped: Path, tiny: Config) -> None:
+    (stopped / "checkpoint.pt").unlink()
+    assert train(tiny, stopped, resume=True)["epochs"] == 3
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(stopped: Path, tiny: Config) -> None:
+    (stopped / "notes.txt").write_text("mine")
+    summary = train(tiny.replace(epochs=1, seed=7), stopped, overwrite=True)
+    assert (summary["seed"], summary["epochs"]) == (7, 1)
+    assert (stopped / "notes.txt").read_text() == "mine"
+    assert "checkpoint.pt" not in names(stopped)
+
+
+def test_overwrite_spares_files_that_no_run_wrote(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["Bert"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigurationError, match="unknown configuration value 'architectures'"):
+        train(tiny, tmp_path, overwrite=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+
+
+def test_a_file_is_no_folder(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="is a file: --out must name a folder"):
+        train(tiny, tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot make the folder .*below"):
+        train(tiny, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("values", [{"dataset": "/no/such/folder"}, {"validation": 10**6}, {"sparsity": 0.99}])
+def test_what_fails_before_training_leaves_no_folder(tiny: Config, tmp_path: Path, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        train(tiny.replace(**values), tmp_path / "a" / "b")
+    assert names(tmp_path) == set()
+
+
+def test_stopped_within_the_first_epoch_takes_back_what_it_made_and_no_more(
+    tiny: Config, tmp_path: Path, stop: Any
+) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path / "a" / "b" / "c", progress=stop(steps=2))
+    assert names(tmp_path) == {"a"}
+    assert names(tmp_path / "a") == set()
+
+
+class _FillDisk(Progress):
+    """After the first epoch, what is written next to ``path`` lands on a device without space."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def epoch(self, *_: Any) -> None:
+        self._path.symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.jsonl"])
+def test_a_full_disk_keeps_the_last_checkpoint(tiny: Config, whole: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StorageError, match=f"cannot write .*{name}: the disk is full"):
+        train(tiny, run, progress=_FillDisk(run / f".{name}.partial"))
+    assert names(run) == {"config.json", "checkpoint.pt", "metrics.jsonl", "evolution.jsonl"}
+    kept = torch.load(run / "checkpoint.pt", weights_only=True)["epoch"]
+    assert kept == {"checkpoint.pt": 1, "metrics.jsonl": 2}[name]
+    train(tiny, run, resume=True)
+    for file in ("model.safetensors", "masks.safetensors", "evolution.jsonl"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_disk_full_from_the_start_leaves_nothing(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        train(tiny, tmp_path / "run")
+    assert names(tmp_path) == set()
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"new")
+    assert names(tmp_path) == {"file"}
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+class _Code:
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit('code from a checkpoint was run')",))
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _hostile(path: Path) -> None:
+    torch.save({"epoch": 1, "model": _Code()}, path)
+
+
+def _pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps(_Code()))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("spoil", [_truncated, _hostile, _pickled, lambda path: path.write_bytes(b"")])
+def test_a_spoilt_checkpoint_is_refused_and_runs_no_code(stopped: Path, tiny: Config, spoil: Any) -> None:
+    spoil(stopped / "checkpoint.pt")
+    with pytest.raises(ConfigurationError, match=r"checkpoint\.pt is damaged or no checkpoint; --overwrite"):
+        train(tiny, stopped, resume=True)
+
+
+@pytest.mark.parametrize("state", [{"epoch": 1}, {"topology": {"masks": {}, "explored": {}}}, {}, [1]])
+def test_a_checkpoint_of_something_else_is_refused(stopped: Path, tiny: Config, state: Any) -> None:
+    torch.save(state, stopped / "checkpoint.pt")
+    with pytest.raises(ConfigurationError, match="checkpoint"):
+        train(tiny, stopped, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"lr": "fast"}'])
+def test_a_spoilt_configuration_is_refused(stopped: Path, tiny: Config, text: str) -> None:
+    (stopped / "config.json").write_text(text)
+    with pytest.raises(ConfigurationError):
+        train(tiny, stopped, resume=True)
+
+
+HOLD = """
+import sys, pathlib, chtconv.training.files as files
+with files.locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_in_use_is_refused_by_process_until_that_process_dies(stopped: Path, tiny: Config) -> None:
+    command = [sys.executable, "-c", HOLD, str(stopped)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigurationError, match=f"in use by another run \\(process {holder.pid}\\)"):
+            train(tiny, stopped, resume=True)
+        holder.kill()
+    assert (stopped / LOCK).exists()
+    train(tiny, stopped, resume=True)
+    assert LOCK not in names(stopped)
+
+
+def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), locked(tmp_path):
+        raise RuntimeError
+    with locked(tmp_path):
+        assert (tmp_path / LOCK).read_text() == str(os.getpid())
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"dataset": "uoft-cs/cifar10", "method": "set", "sparsity": 0.95, "seed": 14},
+            "cifar10-vgg16-set-0.95-seed14",
+        ),
+        ({"dataset": "/data/my pictures/", "sparsity": 0.7}, "my_pictures-vgg16-chts-0.7-seed0"),
+        ({"method": "dense"}, "digits-vgg16-dense-0-seed0"),
+    ],
+)
+def test_default_folder_is_named_after_the_run(values: dict[str, Any], expected: str) -> None:
+    assert default_out(Config().replace(**values)) == Path("runs") / expected
+
+
+def test_config_json_gives_back_the_configuration(stopped: Path, tiny: Config) -> None:
+    assert RunFolder(stopped).stored_config() == tiny
+    assert json.loads((stopped / "config.json").read_text())["sparsity"] == 0.9
