@@ -4,22 +4,34 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import geometries, jacobian_biadjacency, masks, nx_scores
+from oracles import geometries, jacobian_biadjacency, masks, nx_path_scores, nx_scores
 
 from chtconv.geometry import Geometry
 from chtconv.predictors import PREDICTORS, community_weight
 from chtconv.scores.explicit import average_over_windows, biadjacency, explicit_scores, l3n
+from chtconv.scores.paths import PATH_PREDICTORS, l3p
 
 
-@settings(max_examples=60)
+@settings(max_examples=150)
 @given(data=st.data(), geometry=geometries())
 def test_biadjacency_is_the_jacobian_of_the_convolution(data, geometry):
     mask_CK = data.draw(masks(geometry.positions, kernels=1))[0]
     assert torch.equal(biadjacency(mask_CK, geometry), jacobian_biadjacency(mask_CK, geometry))
 
 
-@pytest.mark.parametrize("predictor", ["ch2_l3n", "ch3_l3n"])
 @settings(max_examples=40)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 5), density=st.floats(0.1, 0.9), seed=st.integers(0, 10**6))
+@pytest.mark.parametrize("predictor", PATH_PREDICTORS)
+def test_l3p_sums_over_paths_of_length_three(predictor, rows, columns, density, seed):
+    linked = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)).lt(density).double()
+    expected = nx_path_scores(linked, predictor)
+    for chunk in (1, 2**24):
+        scores = l3p(linked, predictor, chunk=chunk).masked_fill(linked.bool(), 0)
+        torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 6), columns=st.integers(1, 6), density=st.floats(0.1, 0.9), seed=st.integers(0, 10**6))
 def test_l3n_counts_paths_of_length_three(predictor, rows, columns, density, seed):
     linked = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)).lt(density).double()

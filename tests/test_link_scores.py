@@ -1,77 +1,196 @@
-"""The closed form against the explicit graph, and the symmetries that both must have."""
+"""The closed forms against the explicit graphs, and the symmetries that both must have."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import geometries, masks
+from oracles import geometries, masks, nx_path_scores
 from torch import nn
 
 from chtconv.errors import ConfigurationError
 from chtconv.geometry import Geometry
+from chtconv.predictors import PREDICTORS
 from chtconv.scores import explicit_scores, link_scores
-from chtconv.scores.kernel_graph import kernel_graph_scores
+from chtconv.scores.api import GRAPHS, disabled_scores
+from chtconv.scores.paths import PATH_PREDICTORS
 
-PREDICTORS = ["ch2_l3n", "ch3_l3n"]
+
+def closed_form(mask_OCK, geometry, predictor, graph, dtype):
+    return disabled_scores(mask_OCK[None], geometry, predictor, graph, dtype)[0]
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("predictor", PREDICTORS)
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(data=st.data(), geometry=geometries())
-def test_closed_form_is_the_explicit_graph(predictor, data, geometry):
+def test_closed_form_is_the_explicit_graph(graph, predictor, data, geometry):
     mask_OCK = data.draw(masks(geometry.positions))
-    torch.testing.assert_close(
-        kernel_graph_scores(mask_OCK, geometry, predictor, torch.float64),
-        explicit_scores(mask_OCK, geometry, predictor),
-        rtol=1e-10,
-        atol=1e-12,
-    )
+    scores = closed_form(mask_OCK, geometry, predictor, graph, torch.float64)
+    torch.testing.assert_close(scores, explicit_scores(mask_OCK, geometry, predictor, graph), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@settings(max_examples=100)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("predictor", ["ch2_l3n", "ch3_l3n"])
+@settings(max_examples=50)
 @given(data=st.data(), geometry=geometries())
-def test_closed_form_in_float32(predictor, data, geometry):
+def test_closed_form_in_float32(graph, predictor, data, geometry):
     mask_OCK = data.draw(masks(geometry.positions))
-    torch.testing.assert_close(
-        kernel_graph_scores(mask_OCK, geometry, predictor, torch.float32),
-        explicit_scores(mask_OCK, geometry, predictor).float(),
-        rtol=1e-5,
-        atol=1e-7,
-    )
+    scores = closed_form(mask_OCK, geometry, predictor, graph, torch.float32)
+    expected = explicit_scores(mask_OCK, geometry, predictor, graph).float()
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("predictor", ["ch2_l3n", "ch3_l3n"])
+@settings(max_examples=25)
+@given(data=st.data(), geometry=geometries(large=True))
+def test_large_kernels(graph, predictor, data, geometry):
+    mask_OCK = data.draw(masks(geometry.positions))
+    scores = closed_form(mask_OCK, geometry, predictor, graph, torch.float64)
+    torch.testing.assert_close(scores, explicit_scores(mask_OCK, geometry, predictor, graph), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "options"),
+    [
+        ((7, 7), (9, 8), {"padding": 3}),
+        ((11, 11), 15, {"stride": 4, "padding": 2}),
+        ((2, 4), (6, 7), {"padding": "same"}),
+        ((1, 7), (4, 9), {"padding": (0, 3)}),
+        ((3, 3), 1, {"padding": 1}),
+        ((7, 7), 7, {"padding": 3, "padding_mode": "circular"}),
+    ],
+)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_kernels_of_real_networks(graph, kernel, size, options):
+    geometry = Geometry.of(kernel, size, **options)
+    mask_OCK = torch.rand(2, 2, geometry.positions) < 0.3
+    scores = closed_form(mask_OCK, geometry, "ch3_l3n", graph, torch.float64)
+    torch.testing.assert_close(scores, explicit_scores(mask_OCK, geometry, "ch3_l3n", graph), rtol=1e-10, atol=1e-12)
+
+
+def test_chunks_do_not_change_the_sums(monkeypatch):
+    geometry = Geometry.of((4, 4), 6, padding=1)
+    mask_OCK = torch.rand(3, 2, 16) < 0.4
+    whole = [closed_form(mask_OCK, geometry, "ch2_l3n", graph, torch.float64) for graph in GRAPHS]
+    monkeypatch.setattr("chtconv.scores.kernel_graph.PAIRS", 500)
+    monkeypatch.setattr("chtconv.scores.cases.CHUNK", 300)
+    for graph, scores in zip(GRAPHS, whole, strict=True):
+        torch.testing.assert_close(closed_form(mask_OCK, geometry, "ch2_l3n", graph, torch.float64), scores)
+
+
+def cht_matrix_scores(mask, predictor):
+    """The published node-based matrix form of CHT on a mask matrix [out, in], written out entry by entry."""
+    outputs, inputs = mask.shape
+    m = mask.tolist()
+    scores = torch.zeros(outputs, inputs, dtype=torch.float64)
+    degree_out = [sum(row) for row in m]
+    degree_in = [sum(m[o][i] for o in range(outputs)) for i in range(inputs)]
+    for o in range(outputs):
+        for i in range(inputs):
+            if m[o][i]:
+                continue
+            for z in range(outputs):
+                common = sum(m[o][c] and m[z][c] for c in range(inputs))
+                if m[z][i] and common:
+                    scores[o, i] += (1 + common if predictor == "ch2_l3n" else 1) / (degree_out[z] - common)
+            for y in range(inputs):
+                common = sum(m[r][i] and m[r][y] for r in range(outputs))
+                if m[o][y] and common:
+                    scores[o, i] += (1 + common if predictor == "ch2_l3n" else 1) / (degree_in[y] - common)
+    return scores
+
+
+@pytest.mark.parametrize("predictor", ["ch2_l3n", "ch3_l3n"])
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.8])
+def test_the_layer_graph_of_linear_and_pointwise_layers_is_the_matrix_form(predictor, density):
+    mask = torch.rand(13, 17) < density
+    expected = cht_matrix_scores(mask, predictor)
+    linear = link_scores(mask, (), predictor=predictor, graph="layer")
+    torch.testing.assert_close(linear[~mask].double(), expected[~mask], rtol=1e-5, atol=1e-7)
+    pointwise = link_scores(mask[:, :, None, None], 5, predictor=predictor, graph="layer")
+    torch.testing.assert_close(pointwise[:, :, 0, 0], linear)
+    assert not link_scores(mask, (), predictor=predictor, graph="kernel").any()
+
+
+@pytest.mark.parametrize("predictor", PATH_PREDICTORS)
+def test_path_predictors_on_linear_and_pointwise_layers(predictor):
+    mask = torch.rand(6, 7) < 0.4
+    linear = link_scores(mask, (), predictor=predictor, graph="layer")
+    expected = nx_path_scores(mask.double(), predictor).float()
+    torch.testing.assert_close(linear[~mask], expected[~mask])
+    geometry = Geometry.of((1, 1), 2)
+    explicit = explicit_scores(mask[:, :, None], geometry, predictor, "layer")[:, :, 0].float()
+    pointwise = link_scores(mask[:, :, None, None], 2, predictor=predictor, graph="layer")[:, :, 0, 0]
+    torch.testing.assert_close(pointwise[~mask], explicit[~mask])
+
+
+def test_controls_count_links_of_the_slice_and_of_the_input_channel():
+    mask = torch.rand(4, 3, 3, 3) < 0.4
+    occupancy = link_scores(mask, 8, predictor="occupancy")
+    degree = link_scores(mask, 8, predictor="input_degree", groups=2)
+    for o, c, i, j in (~mask).nonzero().tolist():
+        assert occupancy[o, c, i, j] == mask[o, c].sum()
+        assert degree[o, c, i, j] == mask[o // 2 * 2 : o // 2 * 2 + 2, c].sum()
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_groups_are_graphs_of_their_own(graph, transposed, groups):
+    """A grouped layer is the same as its groups one by one."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    shape = kind(4, 8, 3, groups=groups).weight.shape
+    mask = torch.rand(shape) < 0.4
+    options = {"padding": 1, "stride": 2, "graph": graph, "transposed": transposed}
+    scores = link_scores(mask, 5, groups=groups, **options)
+    parts = [link_scores(part, 5, **options) for part in mask.chunk(groups)]
+    torch.testing.assert_close(scores, torch.cat(parts), rtol=1e-6, atol=0)
+
+
+def test_a_depthwise_layer_graph_is_its_kernel_graphs():
+    mask = torch.rand(6, 1, 7, 7) < 0.3
+    kernel, layer = (link_scores(mask, 9, padding=3, groups=6, graph=graph) for graph in GRAPHS)
+    torch.testing.assert_close(kernel, layer)
+
+
+def test_duplicating_kernels_leaves_the_kernel_graph_unchanged_and_not_the_layer_graph():
+    mask = torch.rand(5, 4, 3, 3) < 0.4
+    twice = mask.repeat(2, 1, 1, 1)
+    torch.testing.assert_close(link_scores(twice, 8)[:5], link_scores(mask, 8), rtol=1e-6, atol=0)
+    assert not torch.allclose(link_scores(twice, 8, graph="layer")[:5], link_scores(mask, 8, graph="layer"))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_permuting_output_channels_permutes_scores(graph):
+    mask, order = torch.rand(7, 5, 3, 3) < 0.4, torch.randperm(7)
+    scores = link_scores(mask, 8, padding=1, graph=graph)
+    torch.testing.assert_close(link_scores(mask[order], 8, padding=1, graph=graph), scores[order])
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_closed_form_at_the_size_of_a_real_layer(predictor):
     geometry = Geometry.of((3, 3), 12, padding=1)
     mask_OCK = torch.rand(1, 24, 9) < 0.3
-    scores = kernel_graph_scores(mask_OCK, geometry, predictor, torch.float32)
+    scores = closed_form(mask_OCK, geometry, predictor, "kernel", torch.float32)
     torch.testing.assert_close(scores.double(), explicit_scores(mask_OCK, geometry, predictor), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_groups_are_the_graph_of_the_channels_that_a_kernel_sees(groups):
-    """Grouped: the graph from the derivative of torch's own grouped convolution, kernel by kernel."""
-    layer = nn.Conv2d(4, 4, 3, padding=1, groups=groups, bias=False)
-    mask = torch.rand(layer.weight.shape) < 0.5
-    scores = link_scores(mask, 4, padding=1, groups=groups)
-    geometry = Geometry.of((3, 3), 4, padding=1)
-    expected = explicit_scores(mask.flatten(2), geometry, "ch3_l3n").float().view(mask.shape)
-    torch.testing.assert_close(scores[~mask], expected[~mask])
-
-
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("predictor", PREDICTORS)
-def test_permuting_channels_permutes_scores(predictor):
+def test_permuting_input_channels_permutes_scores(predictor, graph):
     mask, order = torch.rand(5, 12, 3, 3) < 0.4, torch.randperm(12)
-    scores = link_scores(mask, 16, padding=1, predictor=predictor)
-    torch.testing.assert_close(link_scores(mask[:, order], 16, padding=1, predictor=predictor), scores[:, order])
+    options = {"padding": 1, "predictor": predictor, "graph": graph}
+    scores = link_scores(mask, 16, **options)
+    torch.testing.assert_close(link_scores(mask[:, order], 16, **options), scores[:, order])
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("axis", [2, 3])
-def test_mirroring_the_kernel_mirrors_scores(axis):
+def test_mirroring_the_kernel_mirrors_scores(axis, graph):
     mask = torch.rand(5, 12, 3, 3) < 0.4
-    scores = link_scores(mask, 16, padding=1)
-    torch.testing.assert_close(link_scores(mask.flip(axis), 16, padding=1), scores.flip(axis))
+    scores = link_scores(mask, 16, padding=1, graph=graph)
+    torch.testing.assert_close(link_scores(mask.flip(axis), 16, padding=1, graph=graph), scores.flip(axis))
 
 
 def test_kernels_do_not_see_each_other():
@@ -95,11 +214,12 @@ def test_active_positions_carry_the_highest_disabled_score_of_their_kernel():
         assert (kernel_scores[kernel_mask] == kernel_scores[~kernel_mask].max()).all()
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("shape", [(3, 4, 3, 3), (3, 1, 3, 3), (3, 4, 1, 1), (2, 3, 5), (2, 3), (2, 2, 2, 2, 2)])
-def test_empty_and_full_masks_score_zero(predictor, shape):
+@pytest.mark.parametrize("shape", [(3, 4, 3, 3), (3, 1, 3, 3), (3, 4, 1, 1), (2, 3, 5), (2, 3), (2, 2, 4, 4)])
+def test_empty_and_full_masks_score_zero(predictor, shape, graph):
     for mask in (torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)):
-        scores = link_scores(mask, 7 if len(shape) > 2 else (), predictor=predictor)
+        scores = link_scores(mask, 7 if len(shape) > 2 else (), predictor=predictor, graph=graph)
         assert scores.shape == shape
         assert scores.dtype == torch.float32
         assert not scores.any()
@@ -131,13 +251,13 @@ def test_windows_that_share_no_activation_score_zero(options):
         (torch.ones(2, 2, 3, 3), {}, "torch.float32"),
         (torch.ones(3, dtype=torch.bool), {}, r"shape \[3\]"),
         (torch.ones(2, 2, 3, 3, 3, 3, dtype=torch.bool), {}, "up to 3 spatial axes"),
-        (torch.ones(2, 2, 5, 5, dtype=torch.bool), {}, "25 positions"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"predictor": "ch3_13n"}, "did you mean 'ch3_l3n'"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"graph": "kernels"}, "did you mean 'kernel'"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"groups": 3}, "groups=3"),
-        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"padding_mode": "circular"}, "padding_mode='circular'"),
-        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"transposed": True}, "transposed"),
-        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"dilation": 9}, "output would have size"),
+        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"padding_mode": "circle"}, "did you mean 'circular'"),
+        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"dilation": 9}, "leaves an output of size 0"),
+        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"predictor": "ch3_l3p"}, "path-based predictors accept"),
+        (torch.ones(2, 2, 1, 1, dtype=torch.bool), {"predictor": "ch3_l3p"}, "on the kernel graph"),
     ],
 )
 def test_bad_input_is_named(mask, options, message):

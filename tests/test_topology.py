@@ -95,7 +95,7 @@ def test_layers_are_chosen_by_pattern():
 
 
 def test_input_sizes_follow_the_images():
-    model, optimizer, topology = sparse(nn.Sequential(nn.Conv2d(3, 4, 3)), method="cht", sparsity=0.5)
+    model, _optimizer, topology = sparse(nn.Sequential(nn.Conv2d(3, 4, 3)), method="cht", sparsity=0.5)
     model(torch.zeros(1, 3, 9, 7))
     topology.evolve()
     model(torch.zeros(1, 3, 4, 5))
@@ -253,8 +253,7 @@ def parametrised():
         (tied, {}, "layers 0 and 1 share a weight"),
         (frozen, {}, "layer 0: its weight is frozen"),
         (parametrised, {}, "layer 3: its weight is computed from other parameters"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 5)), {}, r"layer 0: a kernel of \(5, 5\) cannot be scored"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="reflect")), {}, "layer 0: padding_mode='reflect'"),
+        (small_network, {"predictor": "ch3_l3p"}, "layer 0: predictor 'ch3_l3p' on the kernel graph"),
     ],
 )
 def test_misuse_is_named_and_leaves_the_model_alone(model, options, message):
@@ -266,8 +265,42 @@ def test_misuse_is_named_and_leaves_the_model_alone(model, options, message):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_large_kernels_are_fine_without_link_prediction():
-    assert sparse(nn.Sequential(nn.Conv2d(3, 4, 5)), method="set", sparsity=0.9)[2].stats()["links"] == 4 * 7
+@pytest.mark.parametrize("graph", ["kernel", "layer"])
+@pytest.mark.parametrize("predictor", ["ch3_l3n", "occupancy", "input_degree"])
+def test_every_kind_of_convolution_evolves_on_both_graphs(graph, predictor):
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 5, padding=2, padding_mode="circular"),
+        nn.Conv2d(6, 6, 7, padding="same", groups=6),
+        nn.Conv2d(6, 4, (1, 3), padding=(0, 1), padding_mode="reflect", groups=2),
+    )
+    model, optimizer, topology = sparse(
+        model, method="cht", sparsity=0.7, interval=1, graph=graph, predictor=predictor, layers=None
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 9, 9)).sum().backward()
+        optimizer.step()
+        assert_nothing_off_the_mask(topology, model, optimizer)
+    assert topology.evolutions == 2
+    for name, mask in topology.masks.items():
+        links = mask.flatten(1).sum(1)
+        assert (links == links[0]).all(), name
+    assert all(row["zero_scores"] < 0.9 for row in topology.records)
+
+
+def test_graph_and_predictor_make_a_difference():
+    results = {}
+    for graph in ("kernel", "layer"):
+        for predictor in ("ch3_l3n", "ch2_l3n", "occupancy"):
+            torch.manual_seed(0)
+            model, optimizer, topology = sparse(
+                method="cht", graph=graph, predictor=predictor, interval=1, sparsity=0.8
+            )
+            train(model, optimizer, 2)
+            results[graph, predictor] = topology.masks["3.weight"]
+    assert not torch.equal(results["kernel", "ch3_l3n"], results["layer", "ch3_l3n"])
+    assert not torch.equal(results["kernel", "ch3_l3n"], results["kernel", "occupancy"])
+    assert torch.equal(results["kernel", "occupancy"], results["layer", "occupancy"])
 
 
 def test_sparsify_twice_and_a_foreign_optimizer_are_refused():
@@ -293,7 +326,7 @@ def test_link_prediction_before_the_first_forward_names_the_layer():
 
 
 def test_a_loop_that_replays_counts_steps_by_hand():
-    model, _, topology = sparse(interval=2, method="set")
+    _model, _, topology = sparse(interval=2, method="set")
     for _ in range(4):
         topology.step()
     assert (topology.step_count, topology.evolutions) == (4, 2)

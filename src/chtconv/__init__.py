@@ -2,7 +2,8 @@
 
 from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.scores import link_scores
-from chtconv.topology import Topology, sparsify
+from chtconv.sparsification import sparsify
+from chtconv.topology import Topology
 
 __version__ = "0.1.0"
 

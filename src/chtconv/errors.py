@@ -18,7 +18,8 @@ def unknown(kind: str, name: object, accepted: Iterable[str]) -> ConfigurationEr
     >>> print(unknown("method", "chtz", ["set", "cht", "chts"]))
     unknown method 'chtz': did you mean 'chts'? Accepted: 'set', 'cht', 'chts'.
     """
-    names = list(accepted)
-    close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    names, typed = list(accepted), str(name).lower()
+    begun = [each for each in names if typed and each.startswith(typed)]
+    close = begun or difflib.get_close_matches(typed, names, n=1, cutoff=0.5)
     guess = f"did you mean {close[0]!r}? " if close else ""
     return ConfigurationError(f"unknown {kind} {name!r}: {guess}Accepted: {', '.join(map(repr, names))}.")

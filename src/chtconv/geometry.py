@@ -6,13 +6,15 @@ is a tuple of axes. Positions are counted in row-major order, as in ``weight.fla
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
-from math import prod
+from math import ceil, floor, prod
 from typing import TypeAlias
 
-from chtconv.errors import ConfigurationError
+from chtconv.errors import ConfigurationError, unknown
 
 PerAxis: TypeAlias = int | Sequence[int]
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Axis:
     """One spatial axis of a convolution.
 
     Window ``w`` sees coordinate ``x = stride · w - padding[0] + dilation · p`` at position ``p``; coordinates
-    outside ``[0, size)`` are padding, which is no activation and so no node of the graph.
+    outside ``[0, size)`` are padding, which is no activation and so no node of the graph, or, on a circular axis,
+    the real activations of the other end.
     """
 
     kernel: int
@@ -28,6 +31,7 @@ class Axis:
     stride: int = 1
     padding: tuple[int, int] = (0, 0)
     dilation: int = 1
+    circular: bool = False
 
     @property
     def windows(self) -> int:
@@ -43,13 +47,25 @@ class Axis:
         """The positions of a window that are in bounds, each with the coordinate that it sees."""
         start = self.stride * window - self.padding[0]
         coordinates = {p: start + self.dilation * p for p in range(self.kernel)}
+        if self.circular:
+            return {p: x % self.size for p, x in coordinates.items()}
         return {p: x for p, x in coordinates.items() if 0 <= x < self.size}
 
+    def nearby(self, window: int) -> dict[int, dict[int, int]]:
+        """The windows that can share an activation with this one, itself included, each with what it sees."""
+        turns = range(-2, 3) if self.circular else range(1)
+        centers = [Fraction(turn * self.size, self.stride) + window for turn in turns]
+        reach = Fraction(self.dilation * (self.kernel - 1), self.stride)
+        around = {w for center in centers for w in range(ceil(center - reach), floor(center + reach) + 1)}
+        return {other: self.sees(other) for other in sorted(around) if 0 <= other < self.windows}
+
     def is_interior(self, window: int) -> bool:
-        """Whether all windows within reach exist and see no padding: all interior windows are alike."""
+        """Whether the window and all within reach are far from both ends: all interior windows are alike."""
         first, last = window - self.reach, window + self.reach
         if first < 0 or last >= self.windows:
             return False
+        if self.circular:
+            return len(self.nearby(window)) == 2 * self.reach + 1
         return len(self.sees(first)) == len(self.sees(last)) == self.kernel
 
     @cached_property
@@ -59,7 +75,9 @@ class Axis:
         Windows near the border stand for themselves, one interior window for all others: the number of classes
         does not depend on the size of the input.
         """
-        margin = self.reach - (-max(self.padding) // self.stride)
+        margin = self.reach + ceil(max(self.padding) / self.stride)
+        if self.circular:
+            margin = max(self.reach, ceil(sum(self.padding) / self.stride))
         if self.windows <= 2 * margin + 1:
             return [(window, 1) for window in range(self.windows)]
         left = [(window, 1) for window in range(margin)]
@@ -73,6 +91,9 @@ class Axis:
 class Geometry:
     """The spatial axes of a convolution; no axis at all for a linear layer.
 
+    A transposed convolution has the links of a convolution with the sides exchanged: its axes are those of that
+    convolution, whose windows are the inputs here, and whose activations are the outputs.
+
     Example:
         >>> geometry = Geometry.of(kernel=(3, 3), input_size=(32, 32), padding=1, stride=2)
         >>> geometry.output_size, geometry.positions
@@ -80,6 +101,7 @@ class Geometry:
     """
 
     axes: tuple[Axis, ...]
+    transposed: bool = False
 
     @classmethod
     def of(
@@ -90,11 +112,18 @@ class Geometry:
         stride: PerAxis = 1,
         padding: PerAxis | str = 0,
         dilation: PerAxis = 1,
+        padding_mode: str = "zeros",
+        transposed: bool = False,
+        output_padding: PerAxis = 0,
     ) -> "Geometry":
-        """The geometry of a convolution, from the arguments of ``torch.nn.Conv*d`` and the size of its input.
+        """The geometry of a layer, from the arguments of ``torch.nn.Conv*d`` and the size of its input.
+
+        Padding by reflection or replication copies activations that a window near the border sees already, or
+        could see; the copies are no nodes of their own, so both are read like zero padding.
 
         Raises:
-            ConfigurationError: a value that is not positive, a wrong number of axes, or an empty output.
+            ConfigurationError: a value that is not positive, a wrong number of axes, an empty output, an unknown
+                padding mode, or a circular axis that is narrower than the kernel.
         """
         n = len(kernel)
         sizes = _per_axis("input_size", input_size, n, least=1)
@@ -102,14 +131,18 @@ class Geometry:
         dilations = _per_axis("dilation", dilation, n, least=1)
         kernels = _per_axis("kernel", kernel, n, least=1)
         paddings = _paddings(padding, kernels, strides, dilations)
-        axes = tuple(map(Axis, kernels, sizes, strides, paddings, dilations))
-        geometry = cls(axes)
-        if any(axis.windows < 1 for axis in axes):
-            raise ConfigurationError(
-                f"kernel {kernels} with dilation {dilations} does not fit into an input of size {sizes} with padding "
-                f"{padding}: the output would have size {geometry.output_size}, and at least 1 is needed on each axis."
-            )
-        return geometry
+        if padding_mode not in PADDING_MODES:
+            raise unknown("padding mode", padding_mode, PADDING_MODES)
+        circular = [padding_mode == "circular" and any(pads) for pads in paddings]
+        if transposed:
+            if padding_mode != "zeros":
+                raise ConfigurationError(f"padding_mode={padding_mode!r}: a transposed convolution accepts 'zeros'.")
+            extra = _per_axis("output_padding", output_padding, n, least=0)
+            sizes = _transposed_sizes(sizes, kernels, strides, paddings, dilations, extra)
+        axes = tuple(map(Axis, kernels, sizes, strides, paddings, dilations, circular))
+        for axis in axes:
+            _check(axis, padding)
+        return cls(axes, transposed)
 
     @property
     def positions(self) -> int:
@@ -119,12 +152,40 @@ class Geometry:
     @property
     def input_size(self) -> tuple[int, ...]:
         """Size of the input on each axis."""
-        return tuple(axis.size for axis in self.axes)
+        return tuple(axis.windows if self.transposed else axis.size for axis in self.axes)
 
     @property
     def output_size(self) -> tuple[int, ...]:
-        """Number of sliding windows on each axis."""
-        return tuple(axis.windows for axis in self.axes)
+        """Size of the output on each axis."""
+        return tuple(axis.size if self.transposed else axis.windows for axis in self.axes)
+
+
+def _check(axis: Axis, padding: PerAxis | str) -> None:
+    if axis.size < 1 or axis.windows < 1:
+        raise ConfigurationError(
+            f"a kernel of {axis.kernel} with dilation {axis.dilation}, stride {axis.stride} and padding {padding} on "
+            f"a size of {axis.size} leaves an output of size {max(0, axis.windows)}; at least 1 is needed on each axis."
+        )
+    if axis.circular and axis.dilation * (axis.kernel - 1) >= axis.size:
+        raise ConfigurationError(
+            f"padding_mode='circular' with a kernel of {axis.kernel} and dilation {axis.dilation} on a size of "
+            f"{axis.size}: two positions would be the same link. Accepted is a kernel no wider than the input."
+        )
+
+
+def _transposed_sizes(
+    sizes: tuple[int, ...],
+    kernels: tuple[int, ...],
+    strides: tuple[int, ...],
+    paddings: list[tuple[int, int]],
+    dilations: tuple[int, ...],
+    extras: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Output sizes of a transposed convolution, as torch defines them."""
+    if any(extra >= stride for extra, stride in zip(extras, strides, strict=True)):
+        raise ConfigurationError(f"output_padding={extras}: accepted is less than the stride, {strides}.")
+    terms = zip(sizes, kernels, strides, paddings, dilations, extras, strict=True)
+    return tuple(s * (n - 1) - sum(pads) + d * (k - 1) + 1 + extra for n, k, s, pads, d, extra in terms)
 
 
 def _per_axis(name: str, value: PerAxis, axes: int, *, least: int) -> tuple[int, ...]:

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from chtconv.enforcement import bits_of
 from chtconv.errors import ConfigurationError
 from chtconv.geometry import Geometry
-from chtconv.scores.kernel_graph import MAX_POSITIONS, kernel_graph_scores
+from chtconv.scores.api import by_group, disabled_scores
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -118,31 +117,20 @@ class SparseLayer:
                 "run a forward pass before the first evolution, or leave the layer out if it is never called."
             )
         m = self.module
-        return Geometry.of(m.kernel_size, self.input_size, stride=m.stride, padding=m.padding, dilation=m.dilation)
+        return Geometry.of(
+            m.kernel_size,
+            self.input_size,
+            stride=m.stride,
+            padding=m.padding,
+            dilation=m.dilation,
+            padding_mode=m.padding_mode,
+        )
 
-    def link_scores(self, mask_OI: Tensor, predictor: str) -> Tensor:
+    def link_scores(self, mask_OI: Tensor, predictor: str, graph: str) -> Tensor:
         """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions."""
         geometry = self.geometry()
-        mask_OCK = mask_OI.view(len(mask_OI), -1, geometry.positions)
-        return kernel_graph_scores(mask_OCK, geometry, predictor, torch.float32).flatten(1)
-
-
-def check_scorable(name: str, module: Convolution) -> None:
-    """Refuses, before training starts, a layer whose links could not be scored.
-
-    Raises:
-        ConfigurationError: naming the layer, what it has and what is accepted.
-    """
-    kernel = tuple(module.kernel_size)
-    if torch.Size(kernel).numel() > MAX_POSITIONS:
-        raise ConfigurationError(
-            f"layer {name}: a kernel of {kernel} cannot be scored; accepted are at most {MAX_POSITIONS} positions. "
-            "Leave the layer out with layers=[...], or use a method without link prediction."
-        )
-    if module.padding_mode != "zeros":
-        raise ConfigurationError(
-            f"layer {name}: padding_mode={module.padding_mode!r}; link prediction accepts 'zeros'."
-        )
+        mask_GOCK = by_group(mask_OI.view(self.weight.shape), self.module.groups, geometry)
+        return disabled_scores(mask_GOCK, geometry, predictor, graph).reshape(mask_OI.shape)
 
 
 def _note_input_size(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -13,9 +13,8 @@ References:
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
-
-from chtconv.errors import unknown
 
 Predictor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,18 +45,25 @@ def ch3_l3n(internal: Tensor, external: Tensor) -> Tensor:
     return 1 / (1 + external)
 
 
-PREDICTORS: dict[str, Predictor] = {"ch2_l3n": ch2_l3n, "ch3_l3n": ch3_l3n}
+def cn_l3n(internal: Tensor, external: Tensor) -> Tensor:
+    """CN-L3n: 1, the number of nodes in the local community; what the others refine.
 
-
-def find_predictor(name: str) -> Predictor:
-    """The predictor with this name.
-
-    Raises:
-        ConfigurationError: there is none; the message gives the nearest match.
+    >>> cn_l3n(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]))
+    tensor([1., 1.])
     """
-    if name not in PREDICTORS:
-        raise unknown("predictor", name, PREDICTORS)
-    return PREDICTORS[name]
+    return torch.ones_like(external)
+
+
+def ra_l3n(internal: Tensor, external: Tensor) -> Tensor:
+    """RA-L3n: ``1 / (1 + i + e)``, resource allocation: one over the degree of the node.
+
+    >>> ra_l3n(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]))
+    tensor([0.5000, 0.2500])
+    """
+    return 1 / (1 + internal + external)
+
+
+PREDICTORS: dict[str, Predictor] = {"ch3_l3n": ch3_l3n, "ch2_l3n": ch2_l3n, "ra_l3n": ra_l3n, "cn_l3n": cn_l3n}
 
 
 def community_weight(predictor: Predictor, common: Tensor, degree: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""The masks of a model in force: two lines make any PyTorch model sparse and let its topology evolve.
+"""The masks of a model in force.
 
 Parameters stay ordinary dense parameters that are exactly zero off the mask, so that state dicts, schedulers,
 clipping and third-party code see a plain model. Gradients are masked as they are accumulated, which is before
 anything else can see them; the optimizer's hooks count steps and let the topology evolve.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,127 +13,22 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from chtconv.enforcement import apply_bits, bits_of, is_zero_off_mask, matching
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError
 from chtconv.evolution import evolve
-from chtconv.initial import links_per_kernel, random_mask
-from chtconv.layers import Convolution, SparseLayer, check_scorable, find_layers, weight_of
-from chtconv.methods import Method, find_method
+from chtconv.layers import SparseLayer
+from chtconv.methods import Method
 from chtconv.metrics import layer_stats, overall_stats
-from chtconv.optimizer_state import check_supported, group_of, reset_off_mask
-from chtconv.predictors import find_predictor
+from chtconv.optimizer_state import reset_off_mask
 from chtconv.randomness import canonical_name, generator
 from chtconv.record import Record
 from chtconv.schedule import Schedule
-from chtconv.scores.api import GRAPHS
 
-_MARK = "_chtconv_topology"
-
-
-def sparsify(
-    model: nn.Module,
-    optimizer: Optimizer | Sequence[Optimizer],
-    *,
-    sparsity: float = 0.7,
-    method: str = "chts",
-    predictor: str = "ch3_l3n",
-    graph: str = "kernel",
-    zeta: float = 0.3,
-    zeta_schedule: str | None = None,
-    interval: int = 100,
-    stop: int | None = None,
-    total_steps: int | None = None,
-    layers: Sequence[str] | None = None,
-    seed: int = 0,
-) -> "Topology":
-    """Makes the convolutions of a model sparse and lets their topology evolve as it trains.
-
-    The model, the optimizer and the training loop stay as they are: masks are enforced by hooks, and evolution runs
-    by itself after every ``interval`` optimizer steps.
-
-    Args:
-        model: any model; its weights are set to zero off the masks, in place.
-        optimizer: the optimizer of its weights, or several. A step is counted when the last of them has stepped.
-        sparsity: share of disabled links of every kernel, in [0, 1).
-        method: ``"static"``, ``"set"``, ``"cht"`` or ``"chts"``, see :data:`chtconv.methods.METHODS`.
-        predictor: link predictor of CHT and CHTs, ``"ch3_l3n"`` or ``"ch2_l3n"``.
-        graph: ``"kernel"``, the graph of the paper.
-        zeta: fraction of the links of a kernel that an evolution removes and regrows, in (0, 1].
-        zeta_schedule: ``"constant"`` or ``"cosine"`` (falling to 0 at ``stop``); by default cosine where the end is
-            known from ``stop`` or ``total_steps``, else constant.
-        interval: optimizer steps between two evolutions.
-        stop: no evolution at this optimizer step or later; by default three quarters of ``total_steps``.
-        total_steps: length of the training in optimizer steps, only used for ``stop``.
-        layers: names of the convolutions to make sparse, with wildcards; all by default.
-        seed: initial masks and evolution depend on this and nothing else that is random.
-
-    Returns:
-        The topology: masks, statistics, state, and ``detach()``.
-
-    Raises:
-        ConfigurationError: a value, layer, model or optimizer that cannot be used, with what would be accepted.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        >>> topology = sparsify(model, optimizer, sparsity=0.9, interval=1)
-        >>> model(torch.randn(2, 3, 4, 4)).sum().backward()
-        >>> optimizer.step()
-        >>> topology.evolutions, topology.stats()["links"]
-        (1, 24)
-    """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    if graph not in GRAPHS:
-        raise unknown("graph", graph, GRAPHS)
-    find_predictor(predictor)
-    if stop is None and total_steps is not None:
-        stop = total_steps * 3 // 4
-    decay = zeta_schedule or ("constant" if stop is None else "cosine")
-    schedule = Schedule(zeta, decay, interval, stop)
-    chosen = find_method(method)
-    sparse = _sparse_layers(model, optimizers, chosen, sparsity, layers, seed)
-    return Topology(model, optimizers, sparse, chosen, predictor, schedule, seed)
-
-
-def _sparse_layers(
-    model: nn.Module,
-    optimizers: list[Optimizer],
-    method: Method,
-    sparsity: float,
-    patterns: Sequence[str] | None,
-    seed: int,
-) -> list[SparseLayer]:
-    """Checks every layer before any is touched, then draws the initial masks."""
-    modules = find_layers(model, patterns)
-    owner: dict[nn.Parameter, str] = {}
-    links = {}
-    for name, module in modules.items():
-        weight = weight_of(module, name)
-        if hasattr(module, _MARK):
-            raise ConfigurationError(f"layer {name} is sparse already; call detach() on its topology first.")
-        if weight in owner:
-            raise ConfigurationError(
-                f"layers {owner[weight]} and {name} share a weight; leave both out with layers=[...]."
-            )
-        if not any(group_of(optimizer, weight) for optimizer in optimizers):
-            raise ConfigurationError(f"layer {name}: no optimizer holds its weight; pass the one that trains it.")
-        if method.uses_scores:
-            check_scorable(name, module)
-        owner[weight] = name
-        links[name] = links_per_kernel(sparsity, weight[0].numel(), name)
-    for each in optimizers:
-        check_supported(each)
-    return [_sparse_layer(name, module, links[name], seed) for name, module in modules.items()]
-
-
-def _sparse_layer(name: str, module: Convolution, links: int, seed: int) -> SparseLayer:
-    parameter = f"{name}.weight" if name else "weight"
-    weight = weight_of(module, name)
-    draw = generator(seed, "mask", canonical_name(parameter), device=weight.device)
-    return SparseLayer(parameter, module, links, random_mask(len(weight), weight[0].numel(), links, draw))
+# Marks a module whose weight has a mask already.
+MARK = "_chtconv_topology"
 
 
 class Topology:
-    """The evolving topology of a model; made by :func:`sparsify`.
+    """The evolving topology of a model; made by :func:`chtconv.sparsify`.
 
     Attributes:
         step_count: optimizer steps since the start.
@@ -148,6 +42,7 @@ class Topology:
         layers: list[SparseLayer],
         method: Method,
         predictor: str,
+        graph: str,
         schedule: Schedule,
         seed: int,
     ) -> None:
@@ -159,6 +54,7 @@ class Topology:
         self._layers = layers
         self._method = method
         self._predictor = predictor
+        self._graph = graph
         self._seed = seed
         self._record = Record()
         self._unchecked = False
@@ -224,7 +120,7 @@ class Topology:
             method=self._method,
             links=layer.links,
             zeta=self.schedule.zeta_at(self.step_count),
-            link_scores=lambda mask_OI: layer.link_scores(mask_OI, self._predictor),
+            link_scores=lambda mask_OI: layer.link_scores(mask_OI, self._predictor, self._graph),
             generator=generator(
                 self._seed, "evolution", self.evolutions, canonical_name(layer.name), device=weight.device
             ),
@@ -250,11 +146,9 @@ class Topology:
 
     def _register_hooks(self) -> None:
         for layer in self._layers:
-            setattr(layer.module, _MARK, True)
+            setattr(layer.module, MARK, True)
             layer.handles.append(
-                layer.weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    lambda _, layer=layer: _mask_gradient(layer)
-                )
+                layer.weight.register_post_accumulate_grad_hook(lambda _, layer=layer: _mask_gradient(layer))
             )
             layer.observe_input_size()
         for optimizer in self._optimizers:
@@ -264,7 +158,7 @@ class Topology:
             ]
         self._handles += [
             self._optimizers[-1].register_step_post_hook(self._after_step),
-            self._model.register_load_state_dict_post_hook(self._after_load),  # type: ignore[no-untyped-call]
+            self._model.register_load_state_dict_post_hook(self._after_load),
         ]
 
     def _before_step(self, *_: Any) -> None:
@@ -333,7 +227,7 @@ class Topology:
         for layer in self._layers:
             for handle in layer.handles:
                 handle.remove()
-            layer.module.__dict__.pop(_MARK, None)
+            layer.module.__dict__.pop(MARK, None)
             layer.module.__dict__.pop("_chtconv_input_size", None)
         for handle in self._handles:
             handle.remove()

@@ -5,10 +5,14 @@ from torch import Tensor
 
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.geometry import Geometry, PerAxis
-from chtconv.predictors import find_predictor
+from chtconv.predictors import PREDICTORS
+from chtconv.scores.controls import CONTROLS
 from chtconv.scores.kernel_graph import kernel_graph_scores
+from chtconv.scores.layer_graph import layer_graph_scores
+from chtconv.scores.paths import PATH_PREDICTORS, l3p
 
-GRAPHS = ("kernel",)
+GRAPHS = ("kernel", "layer")
+SCORES = (*PREDICTORS, *PATH_PREDICTORS, *CONTROLS)
 
 
 def link_scores(
@@ -23,31 +27,39 @@ def link_scores(
     groups: int = 1,
     padding_mode: str = "zeros",
     transposed: bool = False,
+    output_padding: PerAxis = 0,
 ) -> Tensor:
     """Exact link-prediction scores of every kernel position of a layer, averaged over all sliding windows.
 
-    The score is that of the bipartite graph between activations and windows (paper, section 3.2.2), computed
-    from the mask alone, at a cost that does not depend on ``input_size``.
+    The score is that of the bipartite graph between inputs and outputs (paper, section 3.2.2), computed from the mask
+    alone, at a cost that does not depend on ``input_size``.
 
     Args:
-        mask: active links, bool of shape [out channels, in channels / groups, *kernel], up to 9 kernel positions.
-        input_size: spatial size of the layer's input, one number for all axes or one each.
-        predictor: ``"ch3_l3n"`` or ``"ch2_l3n"``.
-        graph: ``"kernel"``, the graph of the paper, one for each kernel.
+        mask: active links, bool: the shape of the layer's weight, [out channels, in channels / groups, *kernel] with
+            up to 3 spatial axes; none for a linear layer; [in channels, out channels / groups, *kernel] if transposed.
+        input_size: spatial size of the layer's input, one number for all axes or one each; ``()`` for a linear layer.
+        predictor: ``"ch3_l3n"``, ``"ch2_l3n"``, ``"ra_l3n"`` or ``"cn_l3n"``; on the layer graph of layers with one
+            kernel position also the path-based ``"ch3_l3p"`` and ``"ch2_l3p"``; the controls ``"occupancy"`` (links of
+            the slice) and ``"input_degree"`` (links of the input channel), which look at no graph.
+        graph: ``"kernel"``, the graph of the paper, one for each output channel; or ``"layer"``, in which all output
+            channels of a group share one, as in CHT on linear layers.
         stride: as in ``torch.nn.Conv2d``.
         padding: as in ``torch.nn.Conv2d``; padding is no activation and so no node of the graph.
         dilation: as in ``torch.nn.Conv2d``.
-        groups: as in ``torch.nn.Conv2d``. A kernel sees the channels of its group only, so its graph needs no more.
-        padding_mode: ``"zeros"``.
-        transposed: False.
+        groups: as in ``torch.nn.Conv2d``; groups share no node.
+        padding_mode: as in ``torch.nn.Conv2d``. Circular padding is real activations; reflected and replicated ones are
+            copies and no nodes of their own, so these modes are read like ``"zeros"``.
+        transposed: whether the layer is a transposed convolution.
+        output_padding: as in ``torch.nn.ConvTranspose2d``, below the stride.
 
     Returns:
         float32 of the mask's shape and device. Disabled positions carry their average score, active ones the
-        highest score among the disabled of their kernel, 0 where there is none.
+        highest score among the disabled of their kernel (output channel), 0 where there is none.
 
     Raises:
         ConfigurationError: a mask that is not bool or has no channel axes, an unknown predictor or graph, a
-            geometry that leaves no output, more than 9 kernel positions, or a kind of layer not supported yet.
+            geometry that leaves no output, groups that do not divide the channels, or a path-based predictor where
+            it is not defined.
 
     Example:
         >>> mask = torch.tensor([[[[True, True], [False, False]], [[True, False], [True, False]]]])
@@ -55,26 +67,81 @@ def link_scores(
         tensor([[1.3802, 1.3802],
                 [1.3802, 1.1849]])
     """
-    _check(mask, graph, groups, padding_mode, transposed)
-    find_predictor(predictor)
-    geometry = Geometry.of(mask.shape[2:], input_size, stride=stride, padding=padding, dilation=dilation)
-    mask_OCK = mask.reshape(*mask.shape[:2], geometry.positions)
-    scores_OCK = kernel_graph_scores(mask_OCK, geometry, predictor, torch.float32)
-    best_O = scores_OCK.amax(dim=(1, 2)) if mask_OCK.numel() else scores_OCK.sum(dim=(1, 2))
-    return torch.where(mask_OCK, best_O[:, None, None], scores_OCK).view(mask.shape)
+    _check_mask(mask, groups)
+    check_names(predictor, graph)
+    geometry = Geometry.of(
+        mask.shape[2:],
+        input_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        padding_mode=padding_mode,
+        transposed=transposed,
+        output_padding=output_padding,
+    )
+    check_paths("mask", geometry.positions, predictor, graph)
+    mask_GOCK = by_group(mask, groups, geometry)
+    scores_GOCK = disabled_scores(mask_GOCK, geometry, predictor, graph)
+    best_GO = scores_GOCK.amax(dim=(2, 3), keepdim=True) if mask.numel() else scores_GOCK
+    return weight_shaped(torch.where(mask_GOCK, best_GO, scores_GOCK), mask.shape, geometry)
 
 
-def _check(mask: Tensor, graph: str, groups: int, padding_mode: str, transposed: bool) -> None:
+def disabled_scores(
+    mask_GOCK: Tensor, geometry: Geometry, predictor: str, graph: str, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Scores of the disabled positions by group, output channel, input channel and position; 0 at active ones."""
+    if predictor in CONTROLS:
+        return CONTROLS[predictor](mask_GOCK.to(dtype)) * ~mask_GOCK
+    if predictor in PATH_PREDICTORS:
+        scores = [l3p(linked_OCK[:, :, 0], predictor) for linked_OCK in mask_GOCK.to(dtype)]
+        return torch.stack(scores)[..., None].mul_(~mask_GOCK)
+    if graph == "layer":
+        return layer_graph_scores(mask_GOCK, geometry, predictor, dtype)
+    return kernel_graph_scores(mask_GOCK.flatten(0, 1), geometry, predictor, dtype).view(mask_GOCK.shape)
+
+
+def by_group(mask: Tensor, groups: int, geometry: Geometry) -> Tensor:
+    """A mask (or anything of a weight's shape) as [G, O, C, K]: outputs before inputs, also where transposed."""
+    split = mask.reshape(groups, -1, mask.shape[1], geometry.positions)
+    return split.transpose(1, 2).contiguous() if geometry.transposed else split
+
+
+def weight_shaped(scores_GOCK: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """The inverse of :func:`by_group`."""
+    split = scores_GOCK.transpose(1, 2) if geometry.transposed else scores_GOCK
+    return split.reshape(shape)
+
+
+def check_names(predictor: str, graph: str) -> None:
+    """Refuses unknown names, with the nearest match.
+
+    Raises:
+        ConfigurationError: no such predictor or graph.
+    """
+    if predictor not in SCORES:
+        raise unknown("predictor", predictor, SCORES)
+    if graph not in GRAPHS:
+        raise unknown("graph", graph, GRAPHS)
+
+
+def check_paths(layer: str, positions: int, predictor: str, graph: str) -> None:
+    """Refuses a path-based predictor where it is not defined.
+
+    Raises:
+        ConfigurationError: naming the layer, the predictor and what is accepted.
+    """
+    if predictor in PATH_PREDICTORS and (graph != "layer" or positions != 1):
+        raise ConfigurationError(
+            f"{layer}: predictor {predictor!r} on the {graph} graph of a kernel with {positions} positions; path-based "
+            "predictors accept graph='layer' and one position (linear layers and 1x1 convolutions)."
+        )
+
+
+def _check_mask(mask: Tensor, groups: int) -> None:
     if mask.dtype != torch.bool or not 2 <= mask.ndim <= 5:
         raise ConfigurationError(
             f"mask has dtype {mask.dtype} and shape {list(mask.shape)}; "
             "accepted is torch.bool of shape [out, in/groups, *kernel] with up to 3 spatial axes."
         )
-    if graph not in GRAPHS:
-        raise unknown("graph", graph, GRAPHS)
     if groups < 1 or mask.shape[0] % groups:
-        raise ConfigurationError(f"groups={groups} does not divide the {mask.shape[0]} output channels of the mask.")
-    if padding_mode != "zeros":
-        raise ConfigurationError(f"padding_mode={padding_mode!r}: accepted is 'zeros'.")
-    if transposed:
-        raise ConfigurationError("transposed=True: transposed convolutions are not supported yet; accepted is False.")
+        raise ConfigurationError(f"groups={groups} does not divide the {mask.shape[0]} channels of the mask.")

@@ -1,57 +1,121 @@
 """The constants of a geometry: which pairs of positions meet in the community, and how often.
 
-Both sums of an L3n score (over windows and over activations) run over translated copies of few distinct cases.
-A case says which pairs of kernel positions are common neighbours of two nodes and which positions are links of
-the second one; its weight says what share of the windows of a position it stands for. Cases of an axis are found
-by looking at every window that can differ from the others; those of several axes are Kronecker products, because
-being in bounds, sharing an activation and the averages over windows all factorise.
+Both sums of an L3n score (over outputs and over inputs) run over translated copies of few distinct cases. A case
+says which pairs of kernel positions are common neighbours of two nodes and which positions are links of the second
+one; its weight says what share of the windows of a position it stands for. Cases of an axis are found by looking at
+every window that can differ from the others; those of several axes are Kronecker products, because being in bounds,
+sharing an activation and the averages over windows all factorise.
+
+Shapes: K positions, N cases, X pairs of nodes of any kind.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from chtconv.geometry import Axis, Geometry
+from chtconv.predictors import PREDICTORS, community_weight
 
-Pairs: TypeAlias = frozenset[tuple[int, int]]
-Links: TypeAlias = frozenset[int]
+Pairs: TypeAlias = tuple[tuple[int, int], ...]
+Links: TypeAlias = tuple[int, ...]
 Community: TypeAlias = Iterator[tuple[int, Pairs, Links]]
+
+# Numbers held at once by the sums over cases: 16 MB in float32, about what the caches hold.
+CHUNK = 2**22
 
 
 class Cases(NamedTuple):
-    """N distinct cases of a geometry with K positions.
+    """N distinct cases of a geometry with K positions, as sparse matrices: few of their entries are not 0.
 
     Attributes:
-        pairs_NKK: 1 where position ``r`` of the first node and ``t`` of the second one meet in a common neighbour.
-        links_NK: 1 where position ``t`` of the second node is a link in bounds: its degree counts those.
-        weight_NKK: share of the windows in which ``p`` is in bounds where this case links ``p`` to ``q``.
+        pairs: [N, K · K], how often positions ``r`` of the first node and ``t`` of the second meet in a common
+            neighbour.
+        links: [N, K], how often position ``t`` of the second node is a link in bounds: its degree counts those.
+        weight: [K · K, N], share of the windows in which ``p`` is in bounds where this case links ``p`` to ``q``.
     """
 
-    pairs_NKK: Tensor
-    links_NK: Tensor
-    weight_NKK: Tensor
+    pairs: Tensor
+    links: Tensor
+    weight: Tensor
 
 
-def window_cases(geometry: Geometry) -> Cases:
-    """Cases of the sum over windows: the second node is a window that sees the same activation at ``q``."""
-    return _cases(geometry, _windows_of_activation)
+def mean_weights(gram_LX: Tensor, degree_KX: Tensor, cases: Cases, predictor: str) -> Tensor:
+    """Mean weight of the second node of each pair in the community of the first one, by the positions that link them.
+
+    Args:
+        gram_LX: how many neighbours the two nodes have in common when they see them at positions ``r`` and ``t``, for
+            each of the L = K · K pairs of positions.
+        degree_KX: links of the second node at each position.
+        cases: the cases of the geometry.
+        predictor: a name in :data:`chtconv.predictors.PREDICTORS`.
+
+    Returns:
+        Shape [K · K, X]: the mean over the windows in which ``p`` is in bounds, for each (p, q).
+    """
+    mean_LX = torch.empty_like(gram_LX)
+    step = max(1, CHUNK // max(1, len(cases.links)))
+    for start in range(0, gram_LX.shape[1], step):
+        columns = slice(start, start + step)
+        common_NX = cases.pairs @ gram_LX[:, columns]
+        weight_NX = community_weight(PREDICTORS[predictor], common_NX, cases.links @ degree_KX[:, columns])
+        mean_LX[:, columns] = cases.weight @ weight_NX
+    return mean_LX
 
 
-def activation_cases(geometry: Geometry) -> Cases:
-    """Cases of the sum over activations: the second node is an activation that the same window sees at ``q``."""
-    return _cases(geometry, _activations_of_window)
+def output_cases(geometry: Geometry) -> Cases:
+    """Cases of the sum over outputs: the second node is another output that sees the same input, at ``q``."""
+    return _cases(geometry, _activations_of_window if geometry.transposed else _windows_of_activation)
+
+
+def input_cases(geometry: Geometry) -> Cases:
+    """Cases of the sum over inputs: the second node is another input that the same output sees, at ``q``."""
+    return _cases(geometry, _windows_of_activation if geometry.transposed else _activations_of_window)
+
+
+@lru_cache(maxsize=256)
+def constants(
+    which: Callable[[Geometry], Cases], geometry: Geometry, device: torch.device, dtype: torch.dtype
+) -> Cases:
+    """The output or input cases of a geometry, where and how they are used; built once."""
+    with warnings.catch_warnings():
+        # torch calls sparse rows a beta; products with dense matrices are all that is used here.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        return Cases(*(constant.to(device, dtype).to_sparse_csr() for constant in which(geometry)))
 
 
 def _cases(geometry: Geometry, community: Callable[[Axis, int, int], Community]) -> Cases:
+    """Kronecker products of the cases of the axes."""
     one = torch.ones(1, 1, 1, dtype=torch.float64)
+    nothing = (one.to_sparse(), one[0].to_sparse(), one.to_sparse())
     by_axis = [_axis_cases(axis, community) for axis in geometry.axes]
-    return reduce(lambda a, b: Cases(*map(torch.kron, a, b)), by_axis, Cases(one, one[0], one))
+    pairs, links, weight = (reduce(_kronecker, parts) for parts in zip(nothing, *by_axis, strict=True))
+    return Cases(_as_matrix(pairs), links, _as_matrix(weight).t().coalesce())
 
 
-def _axis_cases(axis: Axis, community: Callable[[Axis, int, int], Community]) -> Cases:
+def _kronecker(a: Tensor, b: Tensor) -> Tensor:
+    """``torch.kron`` of sparse tensors with the same number of dimensions."""
+    a, b = a.coalesce(), b.coalesce()
+    size_b = torch.tensor(b.shape)[:, None, None]
+    indices = a.indices()[:, :, None] * size_b + b.indices()[:, None]
+    values = a.values()[:, None] * b.values()
+    shape = [m * n for m, n in zip(a.shape, b.shape, strict=True)]
+    return torch.sparse_coo_tensor(indices.flatten(1), values.flatten(), shape, check_invariants=True)
+
+
+def _as_matrix(cases_NKK: Tensor) -> Tensor:
+    """A sparse [N, K, K] as [N, K · K]."""
+    n, k, _ = cases_NKK.shape
+    case, row, column = cases_NKK.coalesce().indices()
+    indices = torch.stack([case, row * k + column])
+    return torch.sparse_coo_tensor(indices, cases_NKK.coalesce().values(), [n, k * k], check_invariants=True).coalesce()
+
+
+def _axis_cases(axis: Axis, community: Callable[[Axis, int, int], Community]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs [N, K, K], links [N, K] and weights [N, K, K] of the distinct cases of an axis, sparse float64."""
     in_bounds = [0] * axis.kernel
     count: dict[tuple[Pairs, Links], dict[tuple[int, int], int]] = {}
     for window, multiplicity in axis.window_classes:
@@ -60,42 +124,37 @@ def _axis_cases(axis: Axis, community: Callable[[Axis, int, int], Community]) ->
             for q, pairs, links in community(axis, window, p):
                 entry = count.setdefault((pairs, links), {})
                 entry[p, q] = entry.get((p, q), 0) + multiplicity
-    cases = Cases(
-        torch.zeros(len(count), axis.kernel, axis.kernel, dtype=torch.float64),
-        torch.zeros(len(count), axis.kernel, dtype=torch.float64),
-        torch.zeros(len(count), axis.kernel, axis.kernel, dtype=torch.float64),
+    # Without a common neighbour the weight is 0, whatever the rest.
+    distinct = [(pairs, links, entry) for (pairs, links), entry in count.items() if pairs]
+    K = axis.kernel
+    pairs_NKK, links_NK, weight_NKK = (
+        torch.zeros(len(distinct), *shape, dtype=torch.float64) for shape in ((K, K), (K,), (K, K))
     )
-    for n, ((pairs, links), entry) in enumerate(count.items()):
+    for n, (pairs, links, entry) in enumerate(distinct):
         for r, t in pairs:
-            cases.pairs_NKK[n, r, t] = 1
+            pairs_NKK[n, r, t] += 1
         for t in links:
-            cases.links_NK[n, t] = 1
+            links_NK[n, t] += 1
         for (p, q), times in entry.items():
-            cases.weight_NKK[n, p, q] = times / in_bounds[p]
-    return cases
-
-
-def _nearby(axis: Axis, window: int) -> dict[int, dict[int, int]]:
-    """What the windows within reach see: window -> position -> coordinate."""
-    first, last = max(0, window - axis.reach), min(axis.windows - 1, window + axis.reach)
-    return {other: axis.sees(other) for other in range(first, last + 1)}
+            weight_NKK[n, p, q] = times / in_bounds[p]
+    return pairs_NKK.to_sparse(), links_NK.to_sparse(), weight_NKK.to_sparse()
 
 
 def _windows_of_activation(axis: Axis, window: int, p: int) -> Community:
-    nearby = _nearby(axis, window)
+    nearby = axis.nearby(window)
     own = nearby[window]
     for other in nearby.values():
-        pairs = frozenset((r, t) for r, x in own.items() for t, y in other.items() if x == y)
-        yield from ((q, pairs, frozenset(other)) for q, x in other.items() if x == own[p])
+        pairs = tuple((r, t) for r, x in own.items() for t, y in other.items() if x == y)
+        yield from ((q, pairs, tuple(other)) for q, x in other.items() if x == own[p])
 
 
 def _activations_of_window(axis: Axis, window: int, p: int) -> Community:
-    nearby = _nearby(axis, window)
+    nearby = axis.nearby(window)
     own = nearby[window]
     for q, y in own.items():
         seen_from = [(_position_of(own[p], other), _position_of(y, other)) for other in nearby.values()]
-        pairs = frozenset((r, t) for r, t in seen_from if r is not None and t is not None)
-        yield q, pairs, frozenset(t for _, t in seen_from if t is not None)
+        pairs = sorted((r, t) for r, t in seen_from if r is not None and t is not None)
+        yield q, tuple(pairs), tuple(sorted(t for _, t in seen_from if t is not None))
 
 
 def _position_of(coordinate: int, seen: dict[int, int]) -> int | None:

@@ -1,6 +1,6 @@
-"""The graph of a kernel as it stands in the paper: slow, readable, the reference for everything else.
+"""The graphs as they stand in the paper: slow, readable, the reference for everything else.
 
-Three steps, one function each: the mask is expanded into the biadjacency matrix of windows and activations
+Three steps, one function each: the mask is expanded into the biadjacency matrix of outputs and inputs
 (section 3.1), the link predictor runs on that graph, and the scores of a kernel position are averaged over all
 sliding windows (section 3.2.2). Any number of spatial axes, any predictor. Memory grows with the square of the
 feature map: use it on small inputs.
@@ -12,85 +12,95 @@ import torch
 from torch import Tensor
 
 from chtconv.geometry import Geometry
-from chtconv.predictors import Predictor, community_weight, find_predictor
+from chtconv.predictors import PREDICTORS, Predictor, community_weight
+from chtconv.scores.paths import PATH_PREDICTORS, l3p
 
 
-def explicit_scores(mask_OCK: Tensor, geometry: Geometry, predictor: str) -> Tensor:
-    """Average link scores of every disabled position, from the explicit graph of each kernel.
+def explicit_scores(mask_OCK: Tensor, geometry: Geometry, predictor: str, graph: str = "kernel") -> Tensor:
+    """Average link scores of every disabled position, from the explicit graph of each kernel or of them all.
 
     Args:
-        mask_OCK: bool, the active positions of each slice.
+        mask_OCK: bool, the active positions of each slice; one group.
         geometry: the geometry of the layer, with the size of its input.
-        predictor: a name in :data:`chtconv.predictors.PREDICTORS`.
+        predictor: a name in :data:`chtconv.predictors.PREDICTORS` or :data:`chtconv.scores.paths.PATH_PREDICTORS`.
+        graph: ``"kernel"`` for a graph of each kernel, ``"layer"`` for one of all kernels.
 
     Returns:
         float64 scores of shape [O, C, K]; 0 at active positions.
     """
-    scores = [kernel_scores(mask_CK, geometry, find_predictor(predictor)) for mask_CK in mask_OCK]
-    return torch.stack(scores).masked_fill(mask_OCK, 0)
+    graphs = [mask_OCK] if graph == "layer" else mask_OCK.split(1)
+    scores = [graph_scores(kernels_OCK, geometry, predictor) for kernels_OCK in graphs]
+    return torch.cat(scores).masked_fill(mask_OCK, 0)
 
 
-def kernel_scores(mask_CK: Tensor, geometry: Geometry, predictor: Predictor) -> Tensor:
-    """The three steps for one kernel: expand, predict, average. Returns float64 [C, K]."""
-    scores_WA = l3n(biadjacency(mask_CK, geometry), predictor)
-    return average_over_windows(scores_WA, len(mask_CK), geometry)
+def graph_scores(mask_OCK: Tensor, geometry: Geometry, predictor: str) -> Tensor:
+    """The three steps for kernels that share a graph: expand, predict, average. Returns float64 [O, C, K]."""
+    linked = torch.cat([biadjacency(mask_CK, geometry) for mask_CK in mask_OCK])
+    scores = l3p(linked, predictor) if predictor in PATH_PREDICTORS else l3n(linked, PREDICTORS[predictor])
+    channels = mask_OCK.shape[1]
+    return torch.stack([average_over_windows(own, channels, geometry) for own in scores.chunk(len(mask_OCK))])
 
 
 def biadjacency(mask_CK: Tensor, geometry: Geometry) -> Tensor:
-    """The bipartite graph of one kernel (section 3.1): windows x activations.
+    """The bipartite graph of one kernel (section 3.1): outputs x inputs.
 
-    Activations are numbered by channel, then row by row; padding is not an activation.
+    Inputs are numbered by channel, then row by row; padding is no input.
 
     Returns:
-        float64 of shape [windows, channels · input size], 1 where a window is linked to an activation.
+        float64 of shape [output size, channels · input size], 1 where an output is linked to an input.
 
     >>> mask = torch.tensor([[True, False, True]])
     >>> biadjacency(mask, Geometry.of(kernel=(3,), input_size=4))
     tensor([[1., 0., 1., 0.],
             [0., 1., 0., 1.]], dtype=torch.float64)
     """
-    windows, activations = _sizes(geometry)
-    linked = torch.zeros(windows, len(mask_CK), activations, dtype=torch.float64)
-    for window, position, activation in receptive_fields(geometry):
-        linked[window, :, activation] = mask_CK[:, position].double()
+    outputs, inputs = _sizes(geometry)
+    linked = torch.zeros(outputs, len(mask_CK), inputs, dtype=torch.float64)
+    for output, position, source in receptive_fields(geometry):
+        linked[output, :, source] = mask_CK[:, position].double()
     return linked.flatten(1)
 
 
-def l3n(linked_WA: Tensor, predictor: Predictor) -> Tensor:
+def l3n(linked_AB: Tensor, predictor: Predictor) -> Tensor:
     """Node-based L3n score of every pair of a bipartite graph: the sum of weights over its local community.
 
     The community of ``(u, v)`` is every ``z`` in N(v) that shares a neighbour with ``u`` and every ``y`` in N(u)
     that shares one with ``v``. Scores of pairs that are linked already mean nothing.
 
     Args:
-        linked_WA: biadjacency matrix, floating point, 0 or 1.
+        linked_AB: biadjacency matrix, floating point, 0 or 1.
         predictor: weight of a node from its internal and external degree.
     """
-    common_WW = linked_WA @ linked_WA.T
-    common_AA = linked_WA.T @ linked_WA
-    windows_WW = community_weight(predictor, common_WW, linked_WA.sum(1).expand_as(common_WW))
-    activations_AA = community_weight(predictor, common_AA, linked_WA.sum(0).expand_as(common_AA))
-    return windows_WW @ linked_WA + linked_WA @ activations_AA.T
+    common_AA = linked_AB @ linked_AB.T
+    common_BB = linked_AB.T @ linked_AB
+    weight_AA = community_weight(predictor, common_AA, linked_AB.sum(1).expand_as(common_AA))
+    weight_BB = community_weight(predictor, common_BB, linked_AB.sum(0).expand_as(common_BB))
+    return weight_AA @ linked_AB + linked_AB @ weight_BB.T
 
 
-def average_over_windows(scores_WA: Tensor, channels: int, geometry: Geometry) -> Tensor:
+def average_over_windows(scores: Tensor, channels: int, geometry: Geometry) -> Tensor:
     """Mean score of each kernel position over the windows in which it is in bounds (section 3.2.2).
+
+    Args:
+        scores: of each pair of a kernel's outputs and all inputs, [output size, channels · input size].
+        channels: input channels.
+        geometry: the geometry of the layer.
 
     Returns:
         Shape [channels, K]; 0 for a position that is in bounds at no window.
     """
-    windows, activations = _sizes(geometry)
-    scores_WCA = scores_WA.view(windows, channels, activations)
-    total_CK = torch.zeros(channels, geometry.positions, dtype=scores_WA.dtype)
+    outputs, inputs = _sizes(geometry)
+    by_channel = scores.reshape(outputs, channels, inputs)
+    total_CK = torch.zeros(channels, geometry.positions, dtype=scores.dtype)
     count_K = torch.zeros(geometry.positions)
-    for window, position, activation in receptive_fields(geometry):
-        total_CK[:, position] += scores_WCA[window, :, activation]
+    for output, position, source in receptive_fields(geometry):
+        total_CK[:, position] += by_channel[output, :, source]
         count_K[position] += 1
     return total_CK / count_K.clamp_min(1)
 
 
 def receptive_fields(geometry: Geometry) -> list[tuple[int, int, int]]:
-    """Every (window, position, activation of a channel) that is in bounds, each numbered row by row."""
+    """Every (output, kernel position, input of a channel) that is in bounds, each numbered row by row."""
     fields = [(0, 0, 0)]
     for axis in geometry.axes:
         here = [(w, p, x) for w in range(axis.windows) for p, x in axis.sees(w).items()]
@@ -98,10 +108,9 @@ def receptive_fields(geometry: Geometry) -> list[tuple[int, int, int]]:
             (window * axis.windows + w, position * axis.kernel + p, activation * axis.size + x)
             for (window, position, activation), (w, p, x) in product(fields, here)
         ]
-    return fields
+    return [(x, p, w) for w, p, x in fields] if geometry.transposed else fields
 
 
 def _sizes(geometry: Geometry) -> tuple[int, int]:
-    """Number of windows, and of activations of one channel."""
-    windows = torch.Size(geometry.output_size).numel()
-    return windows, torch.Size(geometry.input_size).numel()
+    """Number of outputs of a kernel, and of inputs of a channel."""
+    return torch.Size(geometry.output_size).numel(), torch.Size(geometry.input_size).numel()

@@ -7,9 +7,8 @@ from typing import Any, Final
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS
 from chtconv.models import MODELS
-from chtconv.predictors import PREDICTORS
 from chtconv.schedule import DECAYS
-from chtconv.scores.api import GRAPHS
+from chtconv.scores.api import GRAPHS, SCORES
 from chtconv.training.setting import Setting, choice, nonnegative, positive, share, switch, text, whole
 
 DENSE: Final = "dense"
@@ -49,7 +48,7 @@ class Topology:
     """How sparse the convolutions are, and how their links change."""
 
     method: str = choice("how links come and go", lambda: (DENSE, *METHODS)).field("chts")
-    predictor: str = choice("link predictor", lambda: PREDICTORS).field("ch3_l3n")
+    predictor: str = choice("link predictor", lambda: SCORES).field("ch3_l3n")
     graph: str = choice("graph that links are predicted on", lambda: GRAPHS).field("kernel")
     sparsity: float = share("share of the links that is absent", least=0).field(0.9)
     layers: str = text("sparse convolutions: names or wildcards, with commas between").field("*")
