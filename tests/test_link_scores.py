@@ -16,7 +16,7 @@ from chtconv.scores.paths import PATH_PREDICTORS
 
 
 def closed_form(mask_OCK, geometry, predictor, graph, dtype):
-    return disabled_scores(mask_OCK[None], geometry, predictor, graph, dtype)[0]
+    return disabled_scores(mask_OCK[None], geometry, predictor, graph, dtype=dtype)[0]
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -77,6 +77,34 @@ def test_chunks_do_not_change_the_sums(monkeypatch):
     monkeypatch.setattr("chtconv.scores.cases.CHUNK", 300)
     for graph, scores in zip(GRAPHS, whole, strict=True):
         torch.testing.assert_close(closed_form(mask_OCK, geometry, "ch2_l3n", graph, torch.float64), scores)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("predictor", ["ch2_l3n", "ch3_l3n"])
+@settings(max_examples=30)
+@given(data=st.data(), geometry=geometries())
+def test_exact_scores_are_on_the_grid_and_close_to_the_others(graph, predictor, data, geometry):
+    mask_OCK = data.draw(masks(geometry.positions))
+    scores = disabled_scores(mask_OCK[None], geometry, predictor, graph, dtype=torch.float64, exact=True)[0]
+    assert torch.equal(scores * 2**30, (scores * 2**30).round())
+    expected = explicit_scores(mask_OCK, geometry, predictor, graph)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("shape", [(64, 48, 3, 3), (96, 200, 1, 1), (16, 8, 5, 5), (300, 500)])
+def test_exact_scores_do_not_depend_on_the_number_of_threads(graph, shape):
+    mask = torch.rand(shape) < 0.3
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(link_scores(mask, () if len(shape) == 2 else 9, graph=graph, exact=True))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 def cht_matrix_scores(mask, predictor):

@@ -339,3 +339,20 @@ def test_compiled_names_draw_the_same_masks():
     wrapped.module = copy.deepcopy(plain)
     a, b = sparse(plain)[2].masks, sparse(wrapped)[2].masks
     assert all(torch.equal(mask, b[f"module.{name}"]) for name, mask in a.items())
+
+
+def test_exact_scores_evolve_to_the_same_masks_with_any_number_of_threads():
+    masks = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            model, _, topology = sparse(method="chts", sparsity=0.7, exact=True, interval=10**9)
+            model(torch.zeros(1, 3, 8, 8))
+            for _ in range(3):
+                topology.evolve()
+            masks.append(topology.masks)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())

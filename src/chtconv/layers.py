@@ -126,11 +126,11 @@ class SparseLayer:
             padding_mode=m.padding_mode,
         )
 
-    def link_scores(self, mask_OI: Tensor, predictor: str, graph: str) -> Tensor:
+    def link_scores(self, mask_OI: Tensor, predictor: str, graph: str, exact: bool) -> Tensor:
         """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions."""
         geometry = self.geometry()
         mask_GOCK = by_group(mask_OI.view(self.weight.shape), self.module.groups, geometry)
-        return disabled_scores(mask_GOCK, geometry, predictor, graph).reshape(mask_OI.shape)
+        return disabled_scores(mask_GOCK, geometry, predictor, graph, exact=exact).reshape(mask_OI.shape)
 
 
 def _note_input_size(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

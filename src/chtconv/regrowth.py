@@ -12,7 +12,7 @@ from torch import Tensor
 from chtconv.selection import by_value, exponentials, random_integers
 
 # Scores are sums of few fractions in float32: equal ones agree to about 15 bits whatever the order of summation.
-_ROUNDING_BITS = 8
+ROUNDING_BITS = 8
 # Below every score divided by a time, so that positions without score come last.
 _LAST = 2.0**-80
 
@@ -29,7 +29,7 @@ def highest_score(scores_OI: Tensor, generator: torch.Generator) -> Tensor:
         scores_OI: float32, at least 0.
         generator: breaks the ties.
     """
-    return by_value(scores_OI, generator, drop_bits=_ROUNDING_BITS)
+    return by_value(scores_OI, generator, drop_bits=ROUNDING_BITS)
 
 
 def sampled_by_score(scores_OI: Tensor, generator: torch.Generator) -> Tensor:

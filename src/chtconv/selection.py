@@ -96,10 +96,10 @@ def by_value(values_OI: Tensor, generator: torch.Generator, *, smallest: bool = 
 
 
 def _tie_breakers(like_OI: Tensor, generator: torch.Generator) -> Tensor:
-    """int32 in [1, 2^31) in another random order for each kernel: multiplicative hashes of the positions.
+    """int64 in [1, 2^31) in another random order for each kernel: multiplicative hashes of the positions.
 
     Ties need no independent numbers, and these cost one multiplication instead of a draw each.
     """
     kernels, positions = like_OI.shape
-    words = random_integers(like_OI.new_empty(kernels + positions), generator)
+    words = random_integers(like_OI.new_empty(kernels + positions), generator).long()
     return (words[:kernels, None] * words[None, kernels:]).bitwise_and_(_RANDOM_MAX)

@@ -14,7 +14,7 @@ from chtconv.optimizer_state import check_supported, group_of
 from chtconv.randomness import canonical_name, generator
 from chtconv.schedule import Schedule
 from chtconv.scores.api import check_names, check_paths
-from chtconv.topology import MARK, Topology
+from chtconv.topology import MARK, LinkPrediction, Topology
 
 
 def sparsify(
@@ -32,6 +32,7 @@ def sparsify(
     total_steps: int | None = None,
     layers: Sequence[str] | None = None,
     seed: int = 0,
+    exact: bool = False,
 ) -> Topology:
     """Makes the convolutions of a model sparse and lets their topology evolve as it trains.
 
@@ -53,6 +54,8 @@ def sparsify(
         total_steps: length of the training in optimizer steps, only used for ``stop``.
         layers: names of the convolutions to make sparse, with wildcards; all by default.
         seed: initial masks and evolution depend on this and nothing else that is random.
+        exact: score links with sums that do not depend on the number of threads, at some cost, see
+            :func:`chtconv.link_scores`.
 
     Returns:
         The topology: masks, statistics, state, and ``detach()``.
@@ -82,7 +85,7 @@ def sparsify(
         for name, module in modules.items():
             check_paths(f"layer {name}", math.prod(module.kernel_size), predictor, graph)
     sparse = [_sparse_layer(name, module, links[name], seed) for name, module in modules.items()]
-    return Topology(model, optimizers, sparse, chosen, predictor, graph, schedule, seed)
+    return Topology(model, optimizers, sparse, chosen, LinkPrediction(predictor, graph, exact), schedule, seed)
 
 
 def _links(modules: dict[str, Convolution], optimizers: list[Optimizer], sparsity: float) -> dict[str, int]:

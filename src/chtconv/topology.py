@@ -5,7 +5,7 @@ clipping and third-party code see a plain model. Gradients are masked as they ar
 anything else can see them; the optimizer's hooks count steps and let the topology evolve.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,14 @@ from chtconv.schedule import Schedule
 MARK = "_chtconv_topology"
 
 
+class LinkPrediction(NamedTuple):
+    """How links are scored: the predictor, the graph, and whether the arithmetic is exact."""
+
+    predictor: str
+    graph: str
+    exact: bool
+
+
 class Topology:
     """The evolving topology of a model; made by :func:`chtconv.sparsify`.
 
@@ -41,8 +49,7 @@ class Topology:
         optimizers: list[Optimizer],
         layers: list[SparseLayer],
         method: Method,
-        predictor: str,
-        graph: str,
+        prediction: LinkPrediction,
         schedule: Schedule,
         seed: int,
     ) -> None:
@@ -53,8 +60,7 @@ class Topology:
         self._optimizers = optimizers
         self._layers = layers
         self._method = method
-        self._predictor = predictor
-        self._graph = graph
+        self._prediction = prediction
         self._seed = seed
         self._record = Record()
         self._unchecked = False
@@ -120,7 +126,7 @@ class Topology:
             method=self._method,
             links=layer.links,
             zeta=self.schedule.zeta_at(self.step_count),
-            link_scores=lambda mask_OI: layer.link_scores(mask_OI, self._predictor, self._graph),
+            link_scores=lambda mask_OI: layer.link_scores(mask_OI, *self._prediction),
             generator=generator(
                 self._seed, "evolution", self.evolutions, canonical_name(layer.name), device=weight.device
             ),

@@ -10,6 +10,7 @@ from chtconv.scores.controls import CONTROLS
 from chtconv.scores.kernel_graph import kernel_graph_scores
 from chtconv.scores.layer_graph import layer_graph_scores
 from chtconv.scores.paths import PATH_PREDICTORS, l3p
+from chtconv.scores.rule import Rule
 
 GRAPHS = ("kernel", "layer")
 SCORES = (*PREDICTORS, *PATH_PREDICTORS, *CONTROLS)
@@ -28,6 +29,7 @@ def link_scores(
     padding_mode: str = "zeros",
     transposed: bool = False,
     output_padding: PerAxis = 0,
+    exact: bool = False,
 ) -> Tensor:
     """Exact link-prediction scores of every kernel position of a layer, averaged over all sliding windows.
 
@@ -51,6 +53,8 @@ def link_scores(
             copies and no nodes of their own, so these modes are read like ``"zeros"``.
         transposed: whether the layer is a transposed convolution.
         output_padding: as in ``torch.nn.ConvTranspose2d``, below the stride.
+        exact: compute in float64 with weights on a grid of 2^-30, so that the scores are the same, bit for bit,
+            whatever the number of threads; slower. Path-based predictors are computed as always.
 
     Returns:
         float32 of the mask's shape and device. Disabled positions carry their average score, active ones the
@@ -81,13 +85,19 @@ def link_scores(
     )
     check_paths("mask", geometry.positions, predictor, graph)
     mask_GOCK = by_group(mask, groups, geometry)
-    scores_GOCK = disabled_scores(mask_GOCK, geometry, predictor, graph)
+    scores_GOCK = disabled_scores(mask_GOCK, geometry, predictor, graph, exact=exact)
     best_GO = scores_GOCK.amax(dim=(2, 3), keepdim=True) if mask.numel() else scores_GOCK
     return weight_shaped(torch.where(mask_GOCK, best_GO, scores_GOCK), mask.shape, geometry)
 
 
 def disabled_scores(
-    mask_GOCK: Tensor, geometry: Geometry, predictor: str, graph: str, dtype: torch.dtype = torch.float32
+    mask_GOCK: Tensor,
+    geometry: Geometry,
+    predictor: str,
+    graph: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    exact: bool = False,
 ) -> Tensor:
     """Scores of the disabled positions by group, output channel, input channel and position; 0 at active ones."""
     if predictor in CONTROLS:
@@ -95,9 +105,10 @@ def disabled_scores(
     if predictor in PATH_PREDICTORS:
         scores = [l3p(linked_OCK[:, :, 0], predictor) for linked_OCK in mask_GOCK.to(dtype)]
         return torch.stack(scores)[..., None].mul_(~mask_GOCK)
+    rule = Rule(geometry, predictor, torch.float64 if exact else dtype, exact)
     if graph == "layer":
-        return layer_graph_scores(mask_GOCK, geometry, predictor, dtype)
-    return kernel_graph_scores(mask_GOCK.flatten(0, 1), geometry, predictor, dtype).view(mask_GOCK.shape)
+        return layer_graph_scores(mask_GOCK, rule).to(dtype)
+    return kernel_graph_scores(mask_GOCK.flatten(0, 1), rule).view(mask_GOCK.shape).to(dtype)
 
 
 def by_group(mask: Tensor, groups: int, geometry: Geometry) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from chtconv.geometry import Axis, Geometry
 from chtconv.predictors import PREDICTORS, community_weight
+from chtconv.scores.rule import Rule
 
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 Links: TypeAlias = tuple[int, ...]
@@ -36,34 +37,41 @@ class Cases(NamedTuple):
             neighbour.
         links: [N, K], how often position ``t`` of the second node is a link in bounds: its degree counts those.
         weight: [K · K, N], share of the windows in which ``p`` is in bounds where this case links ``p`` to ``q``.
+        trivial: whether there is one case and one position, and all three are 1, as in a linear layer.
     """
 
     pairs: Tensor
     links: Tensor
     weight: Tensor
+    trivial: bool = False
 
 
-def mean_weights(gram_LX: Tensor, degree_KX: Tensor, cases: Cases, predictor: str) -> Tensor:
+def mean_weights(gram_LX: Tensor, degree_KX: Tensor, cases: Cases, rule: Rule) -> Tensor:
     """Mean weight of the second node of each pair in the community of the first one, by the positions that link them.
 
     Args:
         gram_LX: how many neighbours the two nodes have in common when they see them at positions ``r`` and ``t``, for
-            each of the L = K · K pairs of positions.
-        degree_KX: links of the second node at each position.
+            each of the L = K · K pairs of positions and pairs of nodes in any number of dimensions.
+        degree_KX: links of the second node at each position, broadcast to the pairs of nodes.
         cases: the cases of the geometry.
-        predictor: a name in :data:`chtconv.predictors.PREDICTORS`.
+        rule: the predictor and the arithmetic.
 
     Returns:
-        Shape [K · K, X]: the mean over the windows in which ``p`` is in bounds, for each (p, q).
+        The shape of ``gram_LX``: the mean over the windows in which ``p`` is in bounds, for each (p, q).
     """
+    predictor = PREDICTORS[rule.predictor]
+    if cases.trivial:
+        return rule.rounded(community_weight(predictor, gram_LX, degree_KX))
+    shape = gram_LX.shape
+    gram_LX, degree_KX = gram_LX.flatten(1), degree_KX.expand(-1, *shape[1:]).flatten(1)
     mean_LX = torch.empty_like(gram_LX)
     step = max(1, CHUNK // max(1, len(cases.links)))
     for start in range(0, gram_LX.shape[1], step):
         columns = slice(start, start + step)
         common_NX = cases.pairs @ gram_LX[:, columns]
-        weight_NX = community_weight(PREDICTORS[predictor], common_NX, cases.links @ degree_KX[:, columns])
+        weight_NX = community_weight(predictor, common_NX, cases.links @ degree_KX[:, columns])
         mean_LX[:, columns] = cases.weight @ weight_NX
-    return mean_LX
+    return rule.rounded(mean_LX).view(shape)
 
 
 def output_cases(geometry: Geometry) -> Cases:
@@ -84,7 +92,9 @@ def constants(
     with warnings.catch_warnings():
         # torch calls sparse rows a beta; products with dense matrices are all that is used here.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        return Cases(*(constant.to(device, dtype).to_sparse_csr() for constant in which(geometry)))
+        matrices = [matrix.to(device, dtype).to_sparse_csr() for matrix in which(geometry)[:3]]
+    trivial = all(matrix.shape == (1, 1) and matrix.values().eq(1).all() for matrix in matrices)
+    return Cases(matrices[0], matrices[1], matrices[2], bool(trivial))
 
 
 def _cases(geometry: Geometry, community: Callable[[Axis, int, int], Community]) -> Cases:

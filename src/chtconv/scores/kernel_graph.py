@@ -13,71 +13,69 @@ K positions, L = K · K pairs of them, X pairs of slices.
 import torch
 from torch import Tensor
 
-from chtconv.geometry import Geometry
 from chtconv.scores.cases import Cases, constants, input_cases, mean_weights, output_cases
 from chtconv.scores.patterns import MAX_POSITIONS, codes, histograms, look_up, pattern_table
+from chtconv.scores.rule import Rule
 
 # Numbers held at once for pairs of slices: 256 MB in float32.
 PAIRS = 2**26
 
 
-def kernel_graph_scores(mask_OCK: Tensor, geometry: Geometry, predictor: str, dtype: torch.dtype) -> Tensor:
+def kernel_graph_scores(mask_OCK: Tensor, rule: Rule) -> Tensor:
     """Average score of each disabled position over the windows in which it is in bounds; 0 where it is active.
 
     Args:
         mask_OCK: bool, the active positions of each slice; kernels are those of the outputs, also where the
             layer is transposed.
-        geometry: the geometry of the layer, with the size of its input.
-        predictor: a name in :data:`chtconv.predictors.PREDICTORS`.
-        dtype: floating point type of the computation and the result.
+        rule: geometry, predictor and arithmetic.
 
     Returns:
-        Scores of shape [O, C, K] on the device of the mask.
+        Scores of shape [O, C, K] on the device of the mask, of the type of the arithmetic.
     """
-    links_OCK = mask_OCK.to(dtype)
-    if geometry.positions <= MAX_POSITIONS:
-        return _scores_by_pattern(links_OCK, geometry, predictor)
+    links_OCK = mask_OCK.to(rule.dtype)
+    if rule.geometry.positions <= MAX_POSITIONS:
+        return _scores_by_pattern(links_OCK, rule)
     gram_OKK = links_OCK.mT @ links_OCK
-    mean_OKK = _mean_of_outputs(gram_OKK.flatten(1), geometry, predictor).view_as(gram_OKK)
+    mean_OKK = _mean_of_outputs(gram_OKK.flatten(1), rule).view_as(gram_OKK)
     scores_OCK = links_OCK @ mean_OKK.mT
-    scores_OCK += _sum_by_pairs(links_OCK, geometry, predictor)
+    scores_OCK += _sum_by_pairs(links_OCK, rule)
     # Finite times 0: cheaper than filling.
     return scores_OCK.mul_(~mask_OCK)
 
 
-def _scores_by_pattern(links_OCK: Tensor, geometry: Geometry, predictor: str) -> Tensor:
+def _scores_by_pattern(links_OCK: Tensor, rule: Rule) -> Tensor:
     """Both sums in one product, because both depend on nothing but the kernel and the pattern of the slice."""
-    table = pattern_table(geometry, predictor, links_OCK.device, links_OCK.dtype)
+    table = pattern_table(rule, links_OCK.device)
     code_OC = codes(links_OCK)
     histogram_OS = histograms(code_OC, len(table.both_SL), links_OCK.dtype)
-    mean_OL = _mean_of_outputs(histogram_OS @ table.both_SL, geometry, predictor)
+    mean_OL = _mean_of_outputs(histogram_OS @ table.both_SL, rule)
     return look_up(torch.cat([histogram_OS, mean_OL], dim=1) @ table.values_XJ, code_OC, table)
 
 
-def _mean_of_outputs(gram_OL: Tensor, geometry: Geometry, predictor: str) -> Tensor:
+def _mean_of_outputs(gram_OL: Tensor, rule: Rule) -> Tensor:
     """``F[o][p, q]``: the mean weight of the output that sees at ``q`` the input that another one sees at ``p``.
 
     The sum over outputs is ``sum over q of m[o, c, q] · F[o][p, q]``.
     """
-    cases = constants(output_cases, geometry, gram_OL.device, gram_OL.dtype)
+    cases = constants(output_cases, rule.geometry, gram_OL.device, gram_OL.dtype)
     gram_LO = gram_OL.T.contiguous()
-    degree_KO = gram_LO[:: geometry.positions + 1].contiguous()
-    return mean_weights(gram_LO, degree_KO, cases, predictor).T.contiguous()
+    degree_KO = gram_LO[:: rule.geometry.positions + 1].contiguous()
+    return mean_weights(gram_LO, degree_KO, cases, rule).T.contiguous()
 
 
-def _sum_by_pairs(links_OCK: Tensor, geometry: Geometry, predictor: str) -> Tensor:
+def _sum_by_pairs(links_OCK: Tensor, rule: Rule) -> Tensor:
     """Sum over the inputs that the output sees, from every pair of slices of a kernel."""
-    cases = constants(input_cases, geometry, links_OCK.device, links_OCK.dtype)
+    cases = constants(input_cases, rule.geometry, links_OCK.device, links_OCK.dtype)
     _, C, K = links_OCK.shape
     # The pairs of slices of all kernels at once can be large: as many kernels as fit.
     at_once = max(1, PAIRS // (K * K * C * C))
-    return torch.cat([_pairs_of(kernels, cases, predictor) for kernels in links_OCK.split(at_once)])
+    return torch.cat([_pairs_of(kernels, cases, rule) for kernels in links_OCK.split(at_once)])
 
 
-def _pairs_of(links_OCK: Tensor, cases: Cases, predictor: str) -> Tensor:
+def _pairs_of(links_OCK: Tensor, cases: Cases, rule: Rule) -> Tensor:
     O, C, K = links_OCK.shape
     links_KOC = links_OCK.permute(2, 0, 1).contiguous()
     gram_LX = (links_KOC[:, None, :, :, None] * links_KOC[None, :, :, None, :]).view(K * K, O * C * C)
     degree_KX = links_KOC[:, :, None, :].expand(K, O, C, C).reshape(K, O * C * C)
-    mean_PQOCD = mean_weights(gram_LX, degree_KX, cases, predictor).view(K, K, O, C, C)
+    mean_PQOCD = mean_weights(gram_LX, degree_KX, cases, rule).view(K, K, O, C, C)
     return torch.einsum("pqocd,odq->ocp", mean_PQOCD, links_OCK)

@@ -8,44 +8,48 @@ Shapes: G groups, A nodes on the side that is summed over (B on the other), K po
 pairs of them, X pairs of nodes (or a node and position).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from chtconv.geometry import Geometry
 from chtconv.scores.cases import Cases, constants, input_cases, mean_weights, output_cases
+from chtconv.scores.rule import Rule
 
 
-def layer_graph_scores(mask_GOCK: Tensor, geometry: Geometry, predictor: str, dtype: torch.dtype) -> Tensor:
+def layer_graph_scores(mask_GOCK: Tensor, rule: Rule) -> Tensor:
     """Average score of each disabled position over the windows in which it is in bounds; 0 where it is active.
 
     Args:
         mask_GOCK: bool, active positions of each group, output channel and input channel.
-        geometry: the geometry of the layer, with the size of its input.
-        predictor: a name in :data:`chtconv.predictors.PREDICTORS`.
-        dtype: floating point type of the computation and the result.
+        rule: geometry, predictor and arithmetic.
 
     Returns:
         Scores of shape [G, O, C, K] on the device of the mask.
     """
-    links_GOCK = mask_GOCK.to(dtype)
-    over_outputs, over_inputs = (constants(c, geometry, links_GOCK.device, dtype) for c in (output_cases, input_cases))
-    scores_GOCK = _sum_over(links_GOCK, over_outputs, predictor)
-    scores_GOCK += _sum_over(links_GOCK.transpose(1, 2), over_inputs, predictor).transpose(1, 2)
-    return scores_GOCK.mul_(~mask_GOCK)
-
-
-def _sum_over(links_GABK: Tensor, cases: Cases, predictor: str) -> Tensor:
-    """``sum over a', q of m[a', b, q] · F[p, q][a, a']``, where F is the mean weight of node a' for node a."""
-    G, A, B, K = links_GABK.shape
-    nodes_KGAB = links_GABK.permute(3, 0, 1, 2).contiguous()
-    degree_KX = nodes_KGAB.sum(3)[:, :, None, :].expand(K, G, A, A).reshape(K, G * A * A)
-    mean_LX = mean_weights(_gram(nodes_KGAB).view(K * K, G * A * A), degree_KX, cases, predictor)
-    mean_KKGAA = mean_LX.view(K, K, G, A, A)
-    sums_KGAB = torch.zeros_like(nodes_KGAB)
+    nodes_KGOC = mask_GOCK.permute(3, 0, 1, 2).to(rule.dtype, memory_format=torch.contiguous_format)
+    scores_KGOC = torch.zeros_like(nodes_KGOC)
+    K, G, O, C = nodes_KGOC.shape
+    by_position = scores_KGOC.view(K * G, O, C)
+    mean_KKGOO = _mean_weights(nodes_KGOC, output_cases, rule)
     for q in range(K):
-        weight_XAA = mean_KKGAA[:, q].flatten(0, 1)
-        sums_KGAB.view(K * G, A, B).baddbmm_(weight_XAA, nodes_KGAB[q].expand(K, G, A, B).reshape(K * G, A, B))
-    return sums_KGAB.permute(1, 2, 3, 0)
+        everywhere = nodes_KGOC[q].expand(K, G, O, C).flatten(0, 1)
+        by_position.baddbmm_(mean_KKGOO[:, q].flatten(0, 1), everywhere)
+    del mean_KKGOO
+    mean_KKGCC = _mean_weights(nodes_KGOC.mT, input_cases, rule)
+    for q in range(K):
+        everywhere = nodes_KGOC[q].expand(K, G, O, C).flatten(0, 1)
+        by_position.baddbmm_(everywhere, mean_KKGCC[:, q].flatten(0, 1).mT)
+    return scores_KGOC.permute(1, 2, 3, 0) * ~mask_GOCK
+
+
+def _mean_weights(nodes_KGAB: Tensor, which: Callable[[Geometry], Cases], rule: Rule) -> Tensor:
+    """``F[p, q][a, a']``: the mean weight of node a' in the community of node a, [K, K, G, A, A]."""
+    K, G, A, _ = nodes_KGAB.shape
+    cases = constants(which, rule.geometry, nodes_KGAB.device, rule.dtype)
+    degree_KGA = nodes_KGAB.sum(3)[:, :, None, :]
+    return mean_weights(_gram(nodes_KGAB).flatten(0, 1), degree_KGA, cases, rule).view(K, K, G, A, A)
 
 
 def _gram(nodes_KGAB: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ def _gram(nodes_KGAB: Tensor) -> Tensor:
     K, G, A, _ = nodes_KGAB.shape
     gram_KKGAA = nodes_KGAB.new_empty(K, K, G, A, A)
     for r in range(K):
-        gram_KKGAA[r, r:] = nodes_KGAB[r] @ nodes_KGAB[r:].mT
+        torch.matmul(nodes_KGAB[r], nodes_KGAB[r:].mT, out=gram_KKGAA[r, r:])
         # Exchanging the two nodes and their positions changes nothing.
         gram_KKGAA[r + 1 :, r] = gram_KKGAA[r, r + 1 :].mT
     return gram_KKGAA

@@ -1,0 +1,95 @@
+"""Constants kept on disk between runs, in the cache folder of the platform; only ever a shortcut.
+
+Whatever is wrong with a file (cut short, of another key, type or shape, changed, unreadable) or with the folder (not
+there, read-only, full), the constant is built as if there were no cache. Set ``CHTCONV_CACHE`` to another folder, or to
+nothing to do without.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import platformdirs
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+# Part of every key: to be raised when the meaning of a constant changes.
+_VERSION = 1
+_LIMIT = 2**29  # bytes
+
+
+def cached(key: str, shape: Sequence[int], dtype: torch.dtype, build: Callable[[], Tensor]) -> Tensor:
+    """The constant with this key, from the disk where a sound file holds it, else built and written there.
+
+    Args:
+        key: everything that the constant depends on, as text.
+        shape: the shape that it must have.
+        dtype: the type that it must have.
+        build: makes it.
+
+    Returns:
+        The constant, on the CPU where it was read, else wherever ``build`` made it.
+    """
+    path = _path(key)
+    if path is None:
+        return build()
+    stored = _read(path, key)
+    if stored is not None and stored.shape == torch.Size(shape) and stored.dtype == dtype:
+        return stored
+    constant = build()
+    _write(path, key, constant)
+    return constant
+
+
+def _path(key: str) -> Path | None:
+    folder = os.environ.get("CHTCONV_CACHE", platformdirs.user_cache_dir("chtconv", appauthor=False))
+    digest = hashlib.blake2b(f"{_VERSION}/{key}".encode(), digest_size=16).hexdigest()
+    return Path(folder) / f"{digest}.safetensors" if folder else None
+
+
+def _read(path: Path, key: str) -> Tensor | None:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            constant: Tensor = file.get_tensor("constant")
+            metadata = file.metadata() or {}
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return None
+    sound = metadata.get("key") == key and metadata.get("digest") == _digest(constant)
+    return constant if sound else None
+
+
+def _write(path: Path, key: str, constant: Tensor) -> None:
+    """Writes the whole file under another name first, so that others see all of it or nothing."""
+    stored = constant.cpu().contiguous()
+    content = safetensors.torch.save({"constant": stored}, {"key": key, "digest": _digest(stored)})
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+            _prune(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _digest(constant: Tensor) -> str:
+    return hashlib.blake2b(constant.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+
+
+def _prune(folder: Path) -> None:
+    """Deletes the files that were not written for the longest time, beyond half a gigabyte."""
+    with contextlib.suppress(OSError):
+        files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        total = 0
+        for path in files:
+            total += path.stat().st_size
+            if total > _LIMIT:
+                path.unlink()
