@@ -1,4 +1,4 @@
-"""The command line: ``chtconv train``."""
+"""The command line: ``chtconv train`` and ``chtconv explain``."""
 
 import argparse
 import difflib
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from chtconv.errors import ConfigurationError
+from chtconv.explain import command as explain
 from chtconv.training import RECIPES, Config, RunFolder, StorageError, TrainingDiverged, recipe, train
 from chtconv.training.commands import next_command, resume_command
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS
@@ -29,15 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options, unknown_words = parser.parse_known_args(words)
     if unknown_words:
-        parser.error(_unknown_option(unknown_words[0]))
+        parser.error(_unknown_option(unknown_words[0], options.command))
     try:
-        return _train(options, words)
+        return explain.explain_command(options) if options.command == "explain" else _train(options, words)
     except (ConfigurationError, TrainingDiverged, StorageError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        print("chtconv: interrupted", file=sys.stderr)
+        return 130
     except (MemoryError, RuntimeError) as error:
         # torch raises a plain RuntimeError where the memory of the CPU does not suffice.
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
-            return _fail("the memory does not suffice: a smaller --width or --batch-size needs less")
+            return _fail("the memory does not suffice: a smaller network, batch or --shape needs less")
         raise
 
 
@@ -70,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         group = command.add_argument_group(section)
         for name, setting in settings.items():
             _add_option(group, name, setting, defaults[name])
+    explain.add_command(commands)
     return parser
 
 
@@ -133,10 +138,11 @@ def _resolve(options: argparse.Namespace) -> tuple[Config, Path]:
     return config, out
 
 
-def _unknown_option(word: str) -> str:
-    known = ["--" + name.replace("_", "-") for name in (*SETTINGS, "recipe", "out", "resume", "overwrite")]
+def _unknown_option(word: str, command: str) -> str:
+    names = explain.OPTIONS if command == "explain" else (*SETTINGS, "recipe", "out", "resume", "overwrite")
+    known = ["--" + name.replace("_", "-") for name in names]
     close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    guess = f"did you mean {close[0]!r}?" if close else "'chtconv train --help' lists them."
+    guess = f"did you mean {close[0]!r}?" if close else f"'chtconv {command} --help' lists them."
     return f"unknown option {word!r}: {guess}"
 
 
