@@ -73,7 +73,21 @@ def evolution() -> str:
     return markdown(["action", "seconds", "of a dense step", "quartiles"], rows)
 
 
-TABLES = {"cifar10": cifar10, "evolution": evolution}
+def link_prediction() -> str:
+    """The latest benchmark of link prediction: ratios of times, with their goals."""
+    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "link_prediction"]
+    if not lines:
+        return ""
+    rows = [
+        [row["name"], f"{row['ratio']:.3g}", f"{row['low']:.3g} to {row['high']:.3g}", f"{row['seconds']:.3g}"]
+        for row in lines[-1]["rows"]
+    ]
+    notes = [f"{row['name']}: {row['note']}." for row in lines[-1]["rows"] if row["note"]]
+    table = markdown(["times compared", "ratio (median)", "range", "seconds of the first"], rows)
+    return "\n\n".join([table, *notes])
+
+
+TABLES = {"cifar10": cifar10, "evolution": evolution, "link_prediction": link_prediction}
 
 
 def filled(text: str) -> str:
