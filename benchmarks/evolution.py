@@ -8,24 +8,20 @@ results/benchmarks.jsonl.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import ROOT, append, seconds
 from torch import nn
 
 import chtconv
 from chtconv.models import build_model
-from chtconv.training import environment
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128
 EVOLUTIONS = {
     "evolution, SET": {"method": "set"},
@@ -48,12 +44,6 @@ class Trainee:
         self.optimizer.zero_grad()
         nn.functional.cross_entropy(self.model(images), labels).backward()
         self.optimizer.step()
-
-
-def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def measure(rounds: int, sparsity: float) -> dict[str, list[float]]:
@@ -94,7 +84,7 @@ def gemm_rate(size: int = 1024, repeats: int = 10) -> float:
 def table_product_flops() -> float:
     """Floating point operations of the one large product of an evolution: histograms times pattern table."""
     weights = [p for p in build_model("vgg16", 10, seed=0).features.parameters() if p.ndim == 4]
-    return sum(2.0 * len(weight) * 512 * 9 * 256 for weight in weights)
+    return sum(2.0 * len(weight) * (512 + 81) * 9 * 256 for weight in weights)
 
 
 def report(times: dict[str, list[float]]) -> dict[str, Any]:
@@ -126,20 +116,11 @@ def main() -> None:
     print(f"\nthe table product alone, at the rate of a 1024^3 product: {ideal:.3f} s")
     for name, value in imports.items():
         print(f"{name}: {value:.2f} s")
-    line = {
-        "benchmark": "evolution",
-        "configuration": vars(options) | {"results": None, "batch": BATCH, "precision": "float32"},
-        "rows": rows,
-        "imports": imports,
-        "table_product_seconds": ideal,
-        "versions": environment.versions(),
-        "hardware": environment.hardware(torch.device("cpu")),
-        "commit": environment.commit(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    with options.results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    configuration = {
+        "rounds": options.rounds, "threads": options.threads, "sparsity": options.sparsity, "batch": BATCH,
+        "precision": "float32",
+    }  # fmt: skip
+    append(options.results, "evolution", configuration, rows=rows, imports=imports, table_product_seconds=ideal)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,19 @@ matplotlib is installed, and adds a JSON line to results/benchmarks.jsonl.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
+from common import ROOT, append, seconds
+from shapes import convnext_tiny, resnet50
 from torch import Tensor, nn
 
 import chtconv
@@ -30,17 +29,8 @@ from chtconv.scores.cases import constants
 from chtconv.scores.explicit import receptive_fields
 from chtconv.scores.patterns import pattern_table
 from chtconv.scores.rule import Rule
-from chtconv.training import environment
 
-ROOT = Path(__file__).resolve().parent.parent
 NEVER = 10**9
-
-
-def seconds(action: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def in_turns(rounds: int, **actions: Callable[[], object]) -> dict[str, list[float]]:
@@ -211,37 +201,6 @@ def product_flops(mask: Tensor, graph: str) -> float:
     return 2.0 * half * (kernels**2 * channels + channels**2 * kernels)
 
 
-def resnet50() -> list[tuple[tuple[int, ...], int, dict[str, Any]]]:
-    """Weight shape, input size and arguments of each convolution of ResNet-50 at 224x224."""
-    layers: list[tuple[tuple[int, ...], int, dict[str, Any]]] = [((64, 3, 7, 7), 224, {"stride": 2, "padding": 3})]
-    channels, size = 64, 56
-    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for block in range(blocks):
-            step = stride if block == 0 else 1
-            layers.append(((width, channels, 1, 1), size, {}))
-            layers.append(((width, width, 3, 3), size, {"stride": step, "padding": 1}))
-            if block == 0:
-                layers.append(((4 * width, channels, 1, 1), size, {"stride": step}))
-            size //= step
-            layers.append(((4 * width, width, 1, 1), size, {}))
-            channels = 4 * width
-    return layers
-
-
-def convnext_tiny() -> list[tuple[tuple[int, ...], int, dict[str, Any]]]:
-    """Weight shape, input size and arguments of each convolution of ConvNeXt-T at 224x224."""
-    layers: list[tuple[tuple[int, ...], int, dict[str, Any]]] = [((96, 3, 4, 4), 224, {"stride": 4})]
-    size, channels = 56, 96
-    for width, blocks in ((96, 3), (192, 3), (384, 9), (768, 3)):
-        if width != 96:
-            layers.append(((width, channels, 2, 2), size, {"stride": 2}))
-            size, channels = size // 2, width
-        for _ in range(blocks):
-            layers.append(((width, 1, 7, 7), size, {"padding": 3, "groups": width}))
-            layers += [((4 * width, width, 1, 1), size, {}), ((width, 4 * width, 1, 1), size, {})]
-    return layers
-
-
 def of_large_networks(batch: int = 4) -> Iterator[dict[str, Any]]:
     """Scores of all layers of ResNet-50 and ConvNeXt-T beside forward and backward of the same convolutions."""
     for name, layers in (("ResNet-50", resnet50()), ("ConvNeXt-T", convnext_tiny())):
@@ -312,18 +271,8 @@ def main() -> None:
             spread = f"{row['low']:.3g} to {row['high']:.3g}"
             print(f"{row['name']:95}{row['ratio']:10.4g}  {spread:22}{goal:12}{row['note']}", flush=True)
     draw(rows, options.plot)
-    line = {
-        "benchmark": "link_prediction",
-        "configuration": {"rounds": options.rounds, "threads": options.threads, "sections": options.only},
-        "rows": rows,
-        "versions": environment.versions(),
-        "hardware": environment.hardware(torch.device("cpu")),
-        "commit": environment.commit(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    with options.results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    configuration = {"rounds": options.rounds, "threads": options.threads, "sections": options.only}
+    append(options.results, "link_prediction", configuration, rows=rows)
 
 
 if __name__ == "__main__":

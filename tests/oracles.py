@@ -1,5 +1,7 @@
 """Independent statements of what the package computes, and strategies that generate what it is asked for."""
 
+from collections.abc import Iterator
+
 import networkx as nx
 import torch
 from hypothesis import assume
@@ -10,42 +12,16 @@ from chtconv.errors import ConfigurationError
 from chtconv.geometry import Geometry
 
 
-def nx_scores(linked: Tensor, predictor: str) -> Tensor:
-    """L3n scores of all unlinked pairs by walking every path of length three of a graph, after the definition.
+def communities(linked: Tensor) -> Iterator[tuple[int, int, list, dict]]:
+    """Every unlinked pair of a biadjacency matrix: its paths of length three, and (internal, external) by inner node.
 
-    ``linked`` is a biadjacency matrix; internal links of a community node are counted one by one, as are the links
-    to nodes that are neither in the community nor the pair itself.
+    After the definition: networkx walks the paths, and the links of a community node to the community, and to nodes
+    that are neither in it nor the pair itself, are counted one by one.
     """
     rows, columns = linked.shape
     graph = nx.Graph()
     graph.add_nodes_from([("row", i) for i in range(rows)] + [("column", j) for j in range(columns)])
     graph.add_edges_from((("row", i), ("column", j)) for i, j in linked.nonzero().tolist())
-    scores = torch.zeros(rows, columns, dtype=torch.float64)
-    for i in range(rows):
-        for j in range(columns):
-            u, v = ("row", i), ("column", j)
-            if graph.has_edge(u, v):
-                continue
-            community = {node for path in nx.all_simple_paths(graph, u, v, cutoff=3) for node in path[1:-1]}
-            for node in community:
-                internal = sum(other in community for other in graph[node])
-                external = sum(other not in community and other not in (u, v) for other in graph[node])
-                scores[i, j] += {
-                    "ch2_l3n": (1 + internal) / (1 + external),
-                    "ch3_l3n": 1 / (1 + external),
-                    "ra_l3n": 1 / graph.degree(node),
-                    "cn_l3n": 1,
-                }[predictor]
-    return scores
-
-
-def nx_path_scores(linked: Tensor, predictor: str) -> Tensor:
-    """L3p scores of all unlinked pairs: the product of a term of each inner node, summed over the paths."""
-    rows, columns = linked.shape
-    graph = nx.Graph()
-    graph.add_nodes_from([("row", i) for i in range(rows)] + [("column", j) for j in range(columns)])
-    graph.add_edges_from((("row", i), ("column", j)) for i, j in linked.nonzero().tolist())
-    scores = torch.zeros(rows, columns, dtype=torch.float64)
     for i in range(rows):
         for j in range(columns):
             u, v = ("row", i), ("column", j)
@@ -53,12 +29,34 @@ def nx_path_scores(linked: Tensor, predictor: str) -> Tensor:
                 continue
             paths = list(nx.all_simple_paths(graph, u, v, cutoff=3))
             community = {node for path in paths for node in path[1:-1]}
-            terms = {}
+            degrees = {}
             for node in community:
                 internal = sum(other in community for other in graph[node])
                 external = sum(other not in community and other not in (u, v) for other in graph[node])
-                terms[node] = ((1 + internal if predictor == "ch2_l3p" else 1) / (1 + external)) ** 0.5
-            scores[i, j] = sum(terms[path[1]] * terms[path[2]] for path in paths)
+                degrees[node] = internal, external
+            yield i, j, paths, degrees
+
+
+def nx_scores(linked: Tensor, predictor: str) -> Tensor:
+    """L3n scores of all unlinked pairs: the sum of a weight over the nodes of the local community."""
+    weight = {
+        "ch2_l3n": lambda i, e: (1 + i) / (1 + e),
+        "ch3_l3n": lambda i, e: 1 / (1 + e),
+        "ra_l3n": lambda i, e: 1 / (1 + i + e),
+        "cn_l3n": lambda i, e: 1,
+    }[predictor]
+    scores = torch.zeros(linked.shape, dtype=torch.float64)
+    for i, j, _, degrees in communities(linked):
+        scores[i, j] = sum(weight(*degree) for degree in degrees.values())
+    return scores
+
+
+def nx_path_scores(linked: Tensor, predictor: str) -> Tensor:
+    """L3p scores of all unlinked pairs: the product of a term of each inner node, summed over the paths."""
+    scores = torch.zeros(linked.shape, dtype=torch.float64)
+    for i, j, paths, degrees in communities(linked):
+        term = {node: ((1 + n if predictor == "ch2_l3p" else 1) / (1 + e)) ** 0.5 for node, (n, e) in degrees.items()}
+        scores[i, j] = sum(term[path[1]] * term[path[2]] for path in paths)
     return scores
 
 

@@ -75,9 +75,10 @@ def codes(links_OCK: Tensor) -> Tensor:
 
 def histograms(code_OC: Tensor, patterns: int, dtype: torch.dtype) -> Tensor:
     """How many slices of each kernel have each pattern: [O, S]; exact in float32 up to 2^24 slices."""
-    kernels, slices = code_OC.shape
-    counts = torch.zeros(kernels, patterns, device=code_OC.device, dtype=dtype)
-    return counts.scatter_add_(1, code_OC, torch.ones((), device=code_OC.device, dtype=dtype).expand(kernels, slices))
+    counts = torch.zeros(len(code_OC) * patterns, device=code_OC.device, dtype=dtype)
+    # In one dimension, where torch has a deterministic sum on every device.
+    ones = torch.ones((), device=code_OC.device, dtype=dtype).expand(code_OC.numel())
+    return counts.index_add_(0, _rows(code_OC, patterns), ones).view(-1, patterns)
 
 
 def look_up(by_target_OJ: Tensor, code_OC: Tensor, table: PatternTable) -> Tensor:
@@ -86,5 +87,9 @@ def look_up(by_target_OJ: Tensor, code_OC: Tensor, table: PatternTable) -> Tenso
     patterns = len(table.both_SL)
     K = patterns.bit_length() - 1
     by_pattern = by_target_OJ.new_zeros(O, patterns * K).index_copy_(1, table.targets_J, by_target_OJ)
-    row_OC = code_OC + torch.arange(O, device=code_OC.device)[:, None] * patterns
-    return by_pattern.view(-1, K).index_select(0, row_OC.flatten()).view(O, C, K)
+    return by_pattern.view(-1, K).index_select(0, _rows(code_OC, patterns)).view(O, C, K)
+
+
+def _rows(code_OC: Tensor, patterns: int) -> Tensor:
+    """Index of each slice's kernel and pattern in a flattened [O, S]."""
+    return (code_OC + torch.arange(len(code_OC), device=code_OC.device)[:, None] * patterns).flatten()

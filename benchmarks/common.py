@@ -1,0 +1,37 @@
+"""What all benchmarks do: time a call, and add a line to the results."""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chtconv.training import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def append(path: Path, benchmark: str, configuration: dict[str, Any], **content: Any) -> None:
+    """Adds a line: the benchmark, how it was configured, what it measured, and on what."""
+    line = {
+        "benchmark": benchmark,
+        "configuration": configuration,
+        **content,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(torch.device("cpu")),
+        "commit": environment.commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
