@@ -15,8 +15,8 @@ class ChtconvWarning(UserWarning):
 def unknown(kind: str, name: object, accepted: Iterable[str]) -> ConfigurationError:
     """The error for a name that is not in a table, with the nearest match.
 
-    >>> print(unknown("method", "chtz", ["set", "cht", "chts"]))
-    unknown method 'chtz': did you mean 'chts'? Accepted: 'set', 'cht', 'chts'.
+    >>> print(unknown("method", "chtss", ["set", "cht", "chts"]))
+    unknown method 'chtss': did you mean 'chts'? Accepted: 'set', 'cht', 'chts'.
     """
     names, typed = list(accepted), str(name).lower()
     begun = [each for each in names if typed and each.startswith(typed)]

@@ -64,6 +64,7 @@ def sparsify(
         ConfigurationError: a value, layer, model or optimizer that cannot be used, with what would be accepted.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> topology = sparsify(model, optimizer, sparsity=0.9, interval=1)
