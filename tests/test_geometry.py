@@ -32,7 +32,7 @@ def test_window_classes_cover_every_window_and_do_not_grow(size, stride):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kernel": (3, 3), "input_size": 2}, "leaves an output of size 0"),
+        ({"kernel": (3, 3), "input_size": 2}, "on a size of 2 leaves nothing"),
         ({"kernel": (3, 3), "input_size": (8, 0)}, r"input_size=\(8, 0\)"),
         ({"kernel": (3, 3), "input_size": (8, 8, 8)}, "has 3 entries; the kernel has 2"),
         ({"kernel": (3, 3), "input_size": 8, "stride": 0}, "stride=0"),
@@ -40,6 +40,10 @@ def test_window_classes_cover_every_window_and_do_not_grow(size, stride):
         ({"kernel": (3, 3), "input_size": 8, "padding": -1}, "padding=-1"),
         ({"kernel": (3, 3), "input_size": 8, "padding": "sama"}, "padding='sama'"),
         ({"kernel": (3, 3), "input_size": 8, "padding": "same", "stride": 2}, "needs stride 1"),
+        ({"kernel": (3, 3), "input_size": (8.5, 8)}, "accepted is a whole number"),
+        ({"kernel": (3, 3), "input_size": "32"}, "accepted is a whole number"),
+        ({"kernel": (3, 3), "input_size": None}, "accepted is a whole number"),
+        ({"kernel": (3,), "input_size": 8, "transposed": True, "padding": "same"}, "accepts whole numbers"),
         ({"kernel": (3, 3), "input_size": 8, "padding_mode": "circle"}, "did you mean 'circular'"),
         ({"kernel": (5,), "input_size": 4, "padding": 2, "padding_mode": "circular"}, "no wider than the input"),
         ({"kernel": (3,), "input_size": 8, "transposed": True, "padding_mode": "reflect"}, "accepts 'zeros'"),

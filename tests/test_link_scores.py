@@ -283,7 +283,7 @@ def test_windows_that_share_no_activation_score_zero(options):
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"graph": "kernels"}, "did you mean 'kernel'"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"groups": 3}, "groups=3"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"padding_mode": "circle"}, "did you mean 'circular'"),
-        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"dilation": 9}, "leaves an output of size 0"),
+        (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"dilation": 9}, "leaves nothing"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"predictor": "ch3_l3p"}, "path-based predictors accept"),
         (torch.ones(2, 2, 1, 1, dtype=torch.bool), {"predictor": "ch3_l3p"}, "on the kernel graph"),
     ],

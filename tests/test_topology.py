@@ -1,6 +1,7 @@
 """sparsify() and Topology: what is refused, what is recorded, loading, leaving."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -249,6 +250,12 @@ def parametrised():
         (small_network, {"zeta_schedule": "cosin", "stop": 9}, "did you mean 'cosine'"),
         (small_network, {"zeta_schedule": "cosine"}, "needs an end"),
         (small_network, {"interval": 0}, "interval=0"),
+        (small_network, {"interval": 1.5}, r"interval=1\.5"),
+        (small_network, {"stop": -1}, "stop=-1"),
+        (small_network, {"total_steps": 0}, "total_steps=0"),
+        (small_network, {"layers": []}, r"layers=\[\] chooses no layer"),
+        (small_network, {"sparsity": "0.5"}, "sparsity='0.5'"),
+        (small_network, {"zeta": "a"}, "zeta='a'"),
         (lambda: nn.Sequential(nn.Linear(3, 3)), {}, "has no convolution"),
         (tied, {}, "layers 0 and 1 share a weight"),
         (frozen, {}, "layer 0: its weight is frozen"),
@@ -311,6 +318,14 @@ def test_sparsify_twice_and_a_foreign_optimizer_are_refused():
         sparse(small_network(), optimizer)
 
 
+def test_an_optimizer_that_divides_zero_by_zero_is_refused():
+    model = small_network()
+    with pytest.raises(ConfigurationError, match="eps=0"):
+        chtconv.sparsify(model, torch.optim.Adam(model.parameters(), eps=0.0))
+    with pytest.raises(ConfigurationError, match="optimizer=None"):
+        chtconv.sparsify(model, None)
+
+
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.Adafactor, torch.optim.SparseAdam])
 def test_optimizers_without_state_by_weight_are_refused_by_name(make):
     model = small_network()
@@ -332,13 +347,131 @@ def test_a_loop_that_replays_counts_steps_by_hand():
     assert (topology.step_count, topology.evolutions) == (4, 2)
 
 
-def test_compiled_names_draw_the_same_masks():
+def test_wrapped_models_draw_the_same_masks_and_load_their_state():
     torch.manual_seed(0)
     plain = small_network()
     wrapped = nn.Module()
     wrapped.module = copy.deepcopy(plain)
-    a, b = sparse(plain)[2].masks, sparse(wrapped)[2].masks
-    assert all(torch.equal(mask, b[f"module.{name}"]) for name, mask in a.items())
+    a, b = sparse(plain)[2], sparse(wrapped)[2]
+    assert all(torch.equal(mask, b.masks[f"module.{name}"]) for name, mask in a.masks.items())
+    b.load_state_dict(a.state_dict())
+
+
+def test_a_layer_that_happens_to_be_called_module_is_no_wrapper():
+    model = nn.Module()
+    model.conv, model.module = nn.Conv2d(3, 8, 3), nn.Module()
+    model.module.conv = nn.Conv2d(3, 8, 3)
+    masks = sparse(model)[2].masks
+    assert not torch.equal(masks["conv.weight"], masks["module.conv.weight"])
+
+
+def test_loading_a_part_of_the_model_is_noticed_too():
+    model, optimizer, _ = sparse(sparsity=0.8, method="static")
+    model[0].load_state_dict(nn.Conv2d(3, 8, 3, bias=False).state_dict())
+    with pytest.raises(ConfigurationError, match=r"layer 0\.weight: the weights that were loaded"):
+        train(model, optimizer, 1)
+
+
+def test_inputs_by_keyword_and_without_a_batch():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3)
+
+        def forward(self, images):
+            return self.layer(input=images)
+
+    model, _, topology = sparse(Keyword(), sparsity=0.5, method="cht")
+    model(torch.zeros(3, 9, 7))
+    topology.evolve()
+    assert topology._layers[0].input_size == (9, 7)
+    assert topology.evolutions == 1
+
+
+def test_a_sparse_model_is_saved_and_copied_like_any_other(tmp_path):
+    model, optimizer, topology = sparse(sparsity=0.8)
+    train(model, optimizer, 1)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    twin = copy.deepcopy(model)
+    for other in (loaded, twin):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+        chtconv.sparsify(other, torch.optim.SGD(other.parameters(), lr=0.1))
+    train(model, optimizer, 1)
+    assert_nothing_off_the_mask(topology, model, optimizer)
+
+
+def test_the_model_does_not_own_the_topology_but_the_optimizer_does():
+    model, optimizer, topology = sparse(sparsity=0.8, method="static")
+    name, mask = next(iter(topology.masks.items()))
+    del topology
+    gc.collect()
+    train(model, optimizer, 2)
+    weight = dict(model.named_parameters())[name]
+    assert (weight == 0).sum() == (~mask).sum()
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_closures_that_write_gradients_themselves(noise, keyword):
+    model, optimizer, topology = sparse(sparsity=0.8, method="static")
+
+    def closure():
+        loss = model(torch.randn(4, 3, 8, 8)).square().mean()
+        parameters = list(model.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient + noise
+        return loss
+
+    loss = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
+    assert loss.item() > 0
+    assert_nothing_off_the_mask(topology, model, optimizer)
+
+
+def test_a_fused_step_that_a_gradient_scaler_skips_counts_for_nothing():
+    model = small_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    topology = chtconv.sparsify(model, optimizer, sparsity=0.8, interval=1, method="set")
+    scaler = torch.amp.GradScaler("cpu")
+    for factor, steps in ((float("inf"), 0), (1.0, 1)):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.randn(4, 3, 8, 8)).mean() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert topology.step_count == topology.evolutions == steps
+
+
+def test_a_subclass_that_calls_the_step_of_its_parent_counts_once():
+    class Mine(torch.optim.Adam):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    torch.optim.Adam(small_network().parameters())
+    model = small_network()
+    model, optimizer, topology = sparse(model, Mine(model.parameters()), interval=2)
+    train(model, optimizer, 5)
+    assert (topology.step_count, topology.evolutions) == (5, 2)
+
+
+def test_a_step_that_failed_is_not_counted():
+    model, optimizer, topology = sparse(method="set")
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    train(model, optimizer, 3)
+    assert topology.step_count == 3
+
+
+def test_a_state_is_a_snapshot():
+    model, optimizer, topology = sparse(interval=1, method="set")
+    train(model, optimizer, 2)
+    state = topology.state_dict()
+    train(model, optimizer, 2)
+    topology.records.clear()
+    topology.stats()
+    topology.load_state_dict(state)
+    topology.enforce()
+    train(model, optimizer, 1)
+    assert [row["evolution"] for row in topology.records if row["layer"] == "0.weight"] == [0, 1, 2]
 
 
 def test_exact_scores_evolve_to_the_same_masks_with_any_number_of_threads():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, floor, prod
+from operator import index
 from typing import TypeAlias
 
 from chtconv.errors import ConfigurationError, unknown
@@ -135,6 +136,8 @@ class Geometry:
             raise unknown("padding mode", padding_mode, PADDING_MODES)
         circular = [padding_mode == "circular" and any(pads) for pads in paddings]
         if transposed:
+            if isinstance(padding, str):
+                raise ConfigurationError(f"padding={padding!r}: a transposed convolution accepts whole numbers.")
             if padding_mode != "zeros":
                 raise ConfigurationError(f"padding_mode={padding_mode!r}: a transposed convolution accepts 'zeros'.")
             extra = _per_axis("output_padding", output_padding, n, least=0)
@@ -164,7 +167,7 @@ def _check(axis: Axis, padding: PerAxis | str) -> None:
     if axis.size < 1 or axis.windows < 1:
         raise ConfigurationError(
             f"a kernel of {axis.kernel} with dilation {axis.dilation}, stride {axis.stride} and padding {padding} on "
-            f"a size of {axis.size} leaves an output of size {max(0, axis.windows)}; at least 1 is needed on each axis."
+            f"a size of {axis.size} leaves nothing: input and output need a size of at least 1 on each axis."
         )
     if axis.circular and axis.dilation * (axis.kernel - 1) >= axis.size:
         raise ConfigurationError(
@@ -189,7 +192,12 @@ def _transposed_sizes(
 
 
 def _per_axis(name: str, value: PerAxis, axes: int, *, least: int) -> tuple[int, ...]:
-    values = (value,) * axes if isinstance(value, int) else tuple(map(int, value))
+    try:
+        values = (index(value),) * axes if not isinstance(value, Sequence) else tuple(map(index, value))
+    except TypeError:
+        raise ConfigurationError(
+            f"{name}={value!r}: accepted is a whole number, or one for each of {axes} spatial axes."
+        ) from None
     if len(values) != axes:
         raise ConfigurationError(f"{name}={value!r} has {len(values)} entries; the kernel has {axes} spatial axes.")
     if any(v < least for v in values):

@@ -21,7 +21,7 @@ def links_per_kernel(sparsity: float, positions: int, layer: str) -> int:
     >>> links_per_kernel(0.95, 27, "features.0")
     1
     """
-    if not 0 <= sparsity < 1:
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
         raise ConfigurationError(f"sparsity={sparsity!r}: accepted are numbers from 0 up to, but not including, 1.")
     links = round((1 - sparsity) * positions)
     if links < 1:

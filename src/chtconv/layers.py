@@ -7,7 +7,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from chtconv.enforcement import bits_of
+from chtconv.enforcement import apply_bits, bits_of, matching
 from chtconv.errors import ConfigurationError
 from chtconv.geometry import Geometry
 from chtconv.scores.api import by_group, disabled_scores
@@ -31,6 +31,8 @@ def find_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, C
         raise ConfigurationError(f"{type(model).__name__} has no convolution; accepted are Conv1d, Conv2d and Conv3d.")
     if patterns is None:
         return convolutions
+    if not patterns:
+        raise ConfigurationError(f"layers={patterns!r} chooses no layer; accepted is a list of names, or None for all.")
     if isinstance(patterns, str):
         raise ConfigurationError(
             f"layers={patterns!r}: accepted is a list of names or patterns, such as [{patterns!r}]."
@@ -69,20 +71,29 @@ class SparseLayer:
     Attributes:
         name: qualified name of the weight, such as ``"features.0.weight"``.
         module: the convolution.
+        seed_name: the name that its random draws depend on, without prefixes of wrappers.
         links: number of active links of each kernel.
         bits: the mask as integers of the weight's width and layout, see :mod:`chtconv.enforcement`.
         explored: bool of the weight's shape, where a link was ever active.
         handles: the hooks that this layer registered.
     """
 
-    def __init__(self, name: str, module: Convolution, links: int, mask_OI: Tensor) -> None:
+    def __init__(self, name: str, seed_name: str, module: Convolution, links: int, mask_OI: Tensor) -> None:
         self.name = name
+        self.seed_name = seed_name
         self.module = module
         self.links = links
         mask = mask_OI.view(self.weight.shape)
         self.bits = bits_of(mask, self.weight)
         self.explored = mask.clone()
         self.handles: list[RemovableHandle] = []
+
+    def mask_gradient(self, *_: object) -> None:
+        """Sets the gradient to zero off the mask, where there is one."""
+        gradient = self.weight.grad
+        if gradient is not None:
+            self.bits = matching(self.bits, gradient)
+            apply_bits(gradient, self.bits)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -103,7 +114,7 @@ class SparseLayer:
 
     def observe_input_size(self) -> None:
         """Registers the hook that notes the size of each input."""
-        self.handles.append(self.module.register_forward_pre_hook(_note_input_size))
+        self.handles.append(self.module.register_forward_pre_hook(_note_input_size, with_kwargs=True))
 
     def geometry(self) -> Geometry:
         """The geometry of the layer for the last input that it saw.
@@ -133,6 +144,9 @@ class SparseLayer:
         return disabled_scores(mask_GOCK, geometry, predictor, graph, exact=exact).reshape(mask_OI.shape)
 
 
-def _note_input_size(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    # A module attribute: writing into a dict would make torch.compile recompile.
-    module._chtconv_input_size = inputs[0].shape[2:]  # type: ignore[assignment]
+def _note_input_size(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    images = args[0] if args else kwargs["input"]
+    axes = len(module.kernel_size)  # type: ignore[arg-type]
+    # The last axes, because the batch may be left out. A module attribute: writing into a dict would make
+    # torch.compile recompile.
+    module._chtconv_input_size = images.shape[-axes:]  # type: ignore[assignment]

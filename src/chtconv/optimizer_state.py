@@ -26,6 +26,11 @@ def check_supported(optimizer: Optimizer) -> None:
             f"optimizer {type(optimizer).__name__}: {refused} keeps no state weight by weight, so off-mask weights "
             "cannot be held at zero. Accepted are those that do, such as SGD, Adam, AdamW and RMSprop."
         )
+    if any(group.get("eps") == 0 for group in optimizer.param_groups):
+        raise ConfigurationError(
+            f"optimizer {type(optimizer).__name__}: eps=0 divides zero by zero where the gradient is always zero; "
+            "accepted is an eps above 0."
+        )
 
 
 def reset_off_mask(optimizer: Optimizer, parameter: Tensor, bits: Tensor) -> None:

@@ -6,10 +6,9 @@ the same numbers.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
-
-_WRAPPERS = ("_orig_mod", "module")
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
@@ -35,13 +34,15 @@ def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu"
     return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
 
 
-def canonical_name(name: str) -> str:
-    """The name of a parameter without the prefixes that wrappers (``torch.compile``, DDP) put before it.
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of parameters without what wrappers put before them: ``torch.compile`` (anywhere) and DDP (before all).
 
-    >>> canonical_name("module._orig_mod.features.0.weight")
-    'features.0.weight'
+    >>> canonical_names(["module.features.0.weight", "module._orig_mod.head.weight"])
+    {'module.features.0.weight': 'features.0.weight', 'module._orig_mod.head.weight': 'head.weight'}
+    >>> canonical_names(["module.0.weight", "stem.weight"])
+    {'module.0.weight': 'module.0.weight', 'stem.weight': 'stem.weight'}
     """
-    parts = name.split(".")
-    while len(parts) > 1 and parts[0] in _WRAPPERS:
-        parts = parts[1:]
-    return ".".join(part for part in parts if part != "_orig_mod")
+    short = {name: [part for part in name.split(".") if part != "_orig_mod"] for name in names}
+    while short and all(len(parts) > 2 and parts[0] == "module" for parts in short.values()):
+        short = {name: parts[1:] for name, parts in short.items()}
+    return {name: ".".join(parts) for name, parts in short.items()}

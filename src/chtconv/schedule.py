@@ -44,12 +44,14 @@ class Schedule:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.zeta <= 1:
+        if not isinstance(self.zeta, (int, float)) or not 0 < self.zeta <= 1:
             raise ConfigurationError(f"zeta={self.zeta!r}: accepted are numbers above 0 and up to 1.")
         if self.decay not in DECAYS:
             raise unknown("zeta schedule", self.decay, DECAYS)
-        if self.interval < 1:
-            raise ConfigurationError(f"interval={self.interval!r}: accepted is at least 1 optimizer step.")
+        if not isinstance(self.interval, int) or self.interval < 1:
+            raise ConfigurationError(f"interval={self.interval!r}: accepted is a whole number of optimizer steps.")
+        if self.stop is not None and (not isinstance(self.stop, int) or self.stop < 0):
+            raise ConfigurationError(f"stop={self.stop!r}: accepted is a whole number of optimizer steps, or None.")
         if self.stop is None and self.decay != "constant":
             raise ConfigurationError(
                 f"the zeta schedule {self.decay!r} needs an end: give stop or total_steps, or use 'constant'."

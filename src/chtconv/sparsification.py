@@ -7,11 +7,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from chtconv.errors import ConfigurationError
+from chtconv.hooks import WeakHook
 from chtconv.initial import links_per_kernel, random_mask
 from chtconv.layers import Convolution, SparseLayer, find_layers, weight_of
 from chtconv.methods import find_method
 from chtconv.optimizer_state import check_supported, group_of
-from chtconv.randomness import canonical_name, generator
+from chtconv.randomness import canonical_names, generator
 from chtconv.schedule import Schedule
 from chtconv.scores.api import check_names, check_paths
 from chtconv.topology import MARK, LinkPrediction, Topology
@@ -73,7 +74,11 @@ def sparsify(
         >>> topology.evolutions, topology.stats()["links"]
         (1, 24)
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    if not optimizers or not all(isinstance(each, Optimizer) for each in optimizers):
+        raise ConfigurationError(f"optimizer={optimizer!r}: accepted is an optimizer of torch, or a list of them.")
+    if total_steps is not None and total_steps < 1:
+        raise ConfigurationError(f"total_steps={total_steps!r}: accepted is at least 1 optimizer step.")
     check_names(predictor, graph)
     if stop is None and total_steps is not None:
         stop = total_steps * 3 // 4
@@ -85,7 +90,11 @@ def sparsify(
     if chosen.uses_scores:
         for name, module in modules.items():
             check_paths(f"layer {name}", math.prod(module.kernel_size), predictor, graph)
-    sparse = [_sparse_layer(name, module, links[name], seed) for name, module in modules.items()]
+    seed_names = canonical_names(_parameter(name) for name in modules)
+    sparse = [
+        _sparse_layer(_parameter(name), seed_names[_parameter(name)], module, links[name], seed)
+        for name, module in modules.items()
+    ]
     return Topology(model, optimizers, sparse, chosen, LinkPrediction(predictor, graph, exact), schedule, seed)
 
 
@@ -95,7 +104,7 @@ def _links(modules: dict[str, Convolution], optimizers: list[Optimizer], sparsit
     links = {}
     for name, module in modules.items():
         weight = weight_of(module, name)
-        if hasattr(module, MARK):
+        if getattr(module, MARK, WeakHook()).alive:
             raise ConfigurationError(f"layer {name} is sparse already; call detach() on its topology first.")
         if weight in owner:
             raise ConfigurationError(
@@ -110,8 +119,11 @@ def _links(modules: dict[str, Convolution], optimizers: list[Optimizer], sparsit
     return links
 
 
-def _sparse_layer(name: str, module: Convolution, links: int, seed: int) -> SparseLayer:
-    parameter = f"{name}.weight" if name else "weight"
+def _parameter(layer: str) -> str:
+    return f"{layer}.weight" if layer else "weight"
+
+
+def _sparse_layer(name: str, seed_name: str, module: Convolution, links: int, seed: int) -> SparseLayer:
     weight = weight_of(module, name)
-    draw = generator(seed, "mask", canonical_name(parameter), device=weight.device)
-    return SparseLayer(parameter, module, links, random_mask(len(weight), weight[0].numel(), links, draw))
+    draw = generator(seed, "mask", seed_name, device=weight.device)
+    return SparseLayer(name, seed_name, module, links, random_mask(len(weight), weight[0].numel(), links, draw))

@@ -5,6 +5,7 @@ clipping and third-party code see a plain model. Gradients are masked as they ar
 anything else can see them; the optimizer's hooks count steps and let the topology evolve.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 from chtconv.enforcement import apply_bits, bits_of, is_zero_off_mask, matching
 from chtconv.errors import ConfigurationError
 from chtconv.evolution import evolve
+from chtconv.hooks import WeakHook
 from chtconv.layers import SparseLayer
 from chtconv.methods import Method
 from chtconv.metrics import layer_stats, overall_stats
 from chtconv.optimizer_state import reset_off_mask
-from chtconv.randomness import canonical_name, generator
+from chtconv.randomness import canonical_names, generator
 from chtconv.record import Record
 from chtconv.schedule import Schedule
 
@@ -64,6 +66,7 @@ class Topology:
         self._seed = seed
         self._record = Record()
         self._unchecked = False
+        self._stepping = False
         self._handles: list[RemovableHandle] = []
         self._register_hooks()
         self._enforce()
@@ -76,7 +79,7 @@ class Topology:
     @property
     def records(self) -> list[dict[str, Any]]:
         """What every evolution did to every layer so far, in order; see :mod:`chtconv.record`."""
-        return self._record.rows()
+        return [dict(row) for row in self._record.rows()]
 
     @property
     def uses_scores(self) -> bool:
@@ -105,6 +108,8 @@ class Topology:
     def evolve(self) -> None:
         """One evolution of all layers now: removal, link prediction, regrowth. Nothing for a static topology.
 
+        The fraction removed is that of the schedule at this step: none once a cosine has ended.
+
         Raises:
             ConfigurationError: link prediction needs the input size of a layer that was not called yet.
         """
@@ -127,9 +132,7 @@ class Topology:
             links=layer.links,
             zeta=self.schedule.zeta_at(self.step_count),
             link_scores=lambda mask_OI: layer.link_scores(mask_OI, *self._prediction),
-            generator=generator(
-                self._seed, "evolution", self.evolutions, canonical_name(layer.name), device=weight.device
-            ),
+            generator=generator(self._seed, "evolution", self.evolutions, layer.seed_name, device=weight.device),
         )
         new_mask = evolved.mask.view(weight.shape)
         layer.bits = bits_of(new_mask, weight)
@@ -146,35 +149,64 @@ class Topology:
         weight = layer.weight
         layer.bits = matching(layer.bits, weight)
         apply_bits(weight.detach(), layer.bits)
-        _mask_gradient(layer)
+        layer.mask_gradient()
         for optimizer in self._optimizers:
             reset_off_mask(optimizer, weight, layer.bits)
 
     def _register_hooks(self) -> None:
+        """The optimizers own the topology through their hooks; the model does not, see :class:`WeakHook`."""
         for layer in self._layers:
-            setattr(layer.module, MARK, True)
-            layer.handles.append(
-                layer.weight.register_post_accumulate_grad_hook(lambda _, layer=layer: _mask_gradient(layer))
-            )
-            layer.observe_input_size()
+            module = layer.module
+            mask_gradient, after_load = WeakHook(layer.mask_gradient), WeakHook(self._after_load)
+            setattr(module, MARK, after_load)
+            layer.handles += [
+                layer.weight.register_post_accumulate_grad_hook(mask_gradient),
+                module.register_load_state_dict_post_hook(after_load),  # type: ignore[no-untyped-call]
+            ]
+            if self._method.uses_scores:
+                layer.observe_input_size()
         for optimizer in self._optimizers:
             self._handles += [
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_load_state_dict_post_hook(self._after_load),
             ]
-        self._handles += [
-            self._optimizers[-1].register_step_post_hook(self._after_step),
-            self._model.register_load_state_dict_post_hook(self._after_load),
-        ]
+        self._handles.append(self._optimizers[-1].register_step_post_hook(self._after_step))
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self._check_loaded()
-        # Gradients that did not come from backward, or were changed since, are masked here.
-        for layer in self._layers:
-            _mask_gradient(layer)
+        self._mask_gradients()
+        self._stepping |= optimizer is self._optimizers[-1]
+        # A closure computes gradients after this hook, and may write them by hand.
+        own, *rest = args
+        if rest and rest[0] is not None:
+            rest[0] = self._masking(rest[0])
+        elif kwargs.get("closure") is not None:
+            kwargs = kwargs | {"closure": self._masking(kwargs["closure"])}
+        return (own, *rest), kwargs
 
-    def _after_step(self, *_: Any) -> None:
-        self.step()
+    def _masking(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def masked() -> Any:
+            loss = closure()
+            self._mask_gradients()
+            return loss
+
+        return masked
+
+    def _mask_gradients(self) -> None:
+        for layer in self._layers:
+            layer.mask_gradient()
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        # A subclass that calls the step of its parent runs the hooks twice.
+        if not self._stepping:
+            return
+        self._stepping = False
+        # A fused optimizer skips a step with infinite gradients by itself, under a gradient scaler.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self.step()
 
     def _after_load(self, *_: Any) -> None:
         self._unchecked = True
@@ -213,17 +245,18 @@ class Topology:
         Raises:
             ConfigurationError: masks of other layers, shapes or numbers of links.
         """
-        masks, explored = state["masks"], state["explored"]
-        if set(masks) != {layer.name for layer in self._layers}:
+        names = canonical_names(state["masks"])
+        masks, explored = ({names[key]: value for key, value in state[part].items()} for part in ("masks", "explored"))
+        if set(masks) != {layer.seed_name for layer in self._layers}:
             raise ConfigurationError(
                 f"the state holds masks of {sorted(masks)}; "
-                f"the sparse layers are {sorted(layer.name for layer in self._layers)}."
+                f"the sparse layers are {sorted(layer.seed_name for layer in self._layers)}."
             )
         for layer in self._layers:
-            _check_mask(layer, masks[layer.name])
+            _check_mask(layer, masks[layer.seed_name])
         for layer in self._layers:
-            layer.bits = bits_of(masks[layer.name], layer.weight)
-            layer.explored.copy_(explored[layer.name])
+            layer.bits = bits_of(masks[layer.seed_name], layer.weight)
+            layer.explored.copy_(explored[layer.seed_name])
         self.step_count, self.evolutions = int(state["step_count"]), int(state["evolutions"])
         self._record = Record(state["records"])
         self._unchecked = True
@@ -237,13 +270,6 @@ class Topology:
             layer.module.__dict__.pop("_chtconv_input_size", None)
         for handle in self._handles:
             handle.remove()
-
-
-def _mask_gradient(layer: SparseLayer) -> None:
-    gradient = layer.weight.grad
-    if gradient is not None:
-        layer.bits = matching(layer.bits, gradient)
-        apply_bits(gradient, layer.bits)
 
 
 def _check_mask(layer: SparseLayer, mask: Tensor) -> None:

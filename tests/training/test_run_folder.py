@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from chtconv.errors import ConfigurationError
-from chtconv.training import Config, StorageError, train
+from chtconv.training import Config, StorageError, TrainingDiverged, train
 from chtconv.training.files import LOCK, locked, write_atomically
 from chtconv.training.progress import Progress
 from chtconv.training.run_folder import RunFolder, default_out
@@ -79,6 +79,15 @@ def test_overwrite_replaces_the_run_and_nothing_else(stopped: Path, tiny: Config
     assert (summary["seed"], summary["epochs"]) == (7, 1)
     assert (stopped / "notes.txt").read_text() == "mine"
     assert "checkpoint.pt" not in names(stopped)
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_has_something_to_keep(stopped: Path, tiny: Config) -> None:
+    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file() and path.name != ".lock"}
+    with pytest.raises(TrainingDiverged):
+        train(tiny.replace(lr=1e30, epochs=1), stopped, overwrite=True)
+    after = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file() and path.name != ".lock"}
+    assert after == before
+    assert not [path for path in stopped.iterdir() if path.is_dir()]
 
 
 def test_overwrite_spares_files_that_no_run_wrote(tiny: Config, tmp_path: Path) -> None:

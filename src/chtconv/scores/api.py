@@ -113,7 +113,7 @@ def disabled_scores(
 
 def by_group(mask: Tensor, groups: int, geometry: Geometry) -> Tensor:
     """A mask (or anything of a weight's shape) as [G, O, C, K]: outputs before inputs, also where transposed."""
-    split = mask.reshape(groups, -1, mask.shape[1], geometry.positions)
+    split = mask.reshape(groups, mask.shape[0] // groups, mask.shape[1], geometry.positions)
     return split.transpose(1, 2).contiguous() if geometry.transposed else split
 
 

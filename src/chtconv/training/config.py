@@ -85,7 +85,7 @@ class Machine:
     backend: str = choice("kernels; auto takes the fastest, which so far are the dense ones", lambda: BACKENDS).field(
         "auto"
     )
-    threads: int | None = whole("CPU threads; none is torch's own number", 1, optional=True).field(None)
+    threads: int | None = whole("CPU threads; none is torch's own number", 1, 1024, optional=True).field(None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,16 @@ def report(summary: dict[str, Any], out: Path, next_command: str) -> str:
     sparsity = f"{summary['sparsity']:.1%} of the sparse layers, {summary['sparsity_all_parameters']:.1%} of all"
     if summary["layers"]:
         lines.append(f"{'sparsity':<16}{sparsity} parameters; {_counted(summary['evolutions'], 'evolution')}")
+    if summary["layers"] and not summary["evolutions"] and summary["config"]["method"] != "static":
+        lines.append(f"{'':<16}training ended before the first evolution: try more --epochs or --evolutions-per-epoch")
     lines.append(
         f"{'training':<16}{_counted(summary['epochs'], 'epoch')} in {_duration(summary['seconds'])}, "
         f"{summary['images_per_second']:.0f} images/s; "
         f"of these {_duration(summary['evolution_seconds'])} for evolution"
     )
     lines.append(f"{'files':<16}{out}")
+    if summary["layers"]:
+        lines.append(f"{'look inside':<16}chtconv explain {out}")
     lines.append(f"{'compare with':<16}{next_command}")
     return "\n".join(lines)
 

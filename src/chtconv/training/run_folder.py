@@ -14,8 +14,10 @@ summary.json         what came out; written last, so that a run that has one is 
 import contextlib
 import io
 import json
+import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -113,17 +115,31 @@ class RunFolder:
             with locked(self.path):
                 self.check(config, resume=resume, overwrite=overwrite)
                 if overwrite:
-                    self.remove(*FILES)
+                    self._move(self.path, self._aside)
                 try:
                     write_json(self.path / CONFIG, config.to_dict())
                     yield
                 finally:
                     if not self.has_checkpoint() and not self.is_complete():
                         self.remove(*FILES)
+                        self._move(self._aside, self.path)
+                    shutil.rmtree(self._aside, ignore_errors=True)
         finally:
             for folder in created:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+
+    @property
+    def _aside(self) -> Path:
+        """Where a run waits that is being overwritten, until the new one has something to keep."""
+        return self.path / ".replaced"
+
+    def _move(self, source: Path, target: Path) -> None:
+        if source.is_dir():
+            target.mkdir(exist_ok=True)
+            for name in FILES:
+                if (source / name).exists():
+                    os.replace(source / name, target / name)
 
     def save_epoch(self, state: Mapping[str, Any], metrics: Rows, records: Rows) -> None:
         """Keep an epoch: the checkpoint first, since the two tables can be written again from it."""

@@ -89,9 +89,10 @@ def switch(help: str) -> Setting:
     return Setting(help, "switch")
 
 
-def whole(help: str, least: int, *, optional: bool = False) -> Setting:
-    """A whole number from ``least`` on."""
-    return Setting(help, "whole", f"at least {least}", lambda value: value >= least, optional=optional)
+def whole(help: str, least: int, most: float = math.inf, *, optional: bool = False) -> Setting:
+    """A whole number from ``least`` on, up to ``most``."""
+    words = f"at least {least}" if most == math.inf else f"at least {least} and at most {most}"
+    return Setting(help, "whole", words, lambda value: least <= value <= most, optional=optional)
 
 
 def positive(help: str) -> Setting:
