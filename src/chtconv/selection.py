@@ -6,6 +6,7 @@ index, because index order favours low channels, and drawing without replacement
 Shapes: O kernels, I positions of a kernel (input channels x kernel positions).
 """
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 _RANDOM_BITS = 31
 _RANDOM_MAX = 2**_RANDOM_BITS - 1
+_HIGH = 1 if sys.byteorder == "little" else 0
 
 
 class Count(NamedTuple):
@@ -87,19 +89,23 @@ def by_value(values_OI: Tensor, generator: torch.Generator, *, smallest: bool = 
     Returns:
         int64 keys above 0.
     """
-    order_OI = values_OI.abs().contiguous().view(torch.int32).long()
+    order_OI = values_OI.abs().contiguous().view(torch.int32)
     if drop_bits:
         order_OI = order_OI.add_(1 << drop_bits - 1).bitwise_right_shift_(drop_bits)
     if smallest:
         order_OI = order_OI.neg_().add_(_RANDOM_MAX)
-    return order_OI.bitwise_left_shift_(_RANDOM_BITS).bitwise_or_(_tie_breakers(values_OI, generator))
+    # A key is two words side by side, the order above the breaker of ties: 64-bit arithmetic would take twice as long.
+    keys_OI2 = torch.empty(*order_OI.shape, 2, dtype=torch.int32, device=order_OI.device)
+    keys_OI2[..., _HIGH] = order_OI
+    keys_OI2[..., 1 - _HIGH] = _tie_breakers(values_OI, generator)
+    return keys_OI2.view(torch.int64)[..., 0]
 
 
 def _tie_breakers(like_OI: Tensor, generator: torch.Generator) -> Tensor:
-    """int64 in [1, 2^31) in another random order for each kernel: multiplicative hashes of the positions.
+    """Odd int32 in another random order for each kernel, read as unsigned: multiplicative hashes of the positions.
 
     Ties need no independent numbers, and these cost one multiplication instead of a draw each.
     """
     kernels, positions = like_OI.shape
-    words = random_integers(like_OI.new_empty(kernels + positions), generator).long()
-    return (words[:kernels, None] * words[None, kernels:]).bitwise_and_(_RANDOM_MAX)
+    words = random_integers(like_OI.new_empty(kernels + positions), generator)
+    return words[:kernels, None] * words[None, kernels:]
