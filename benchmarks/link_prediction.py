@@ -78,26 +78,31 @@ def against_a_training_step(rounds: int) -> Iterator[dict[str, Any]]:
         topology = chtconv.sparsify(model, optimizer, sparsity=0.7, method="chts", graph=graph, interval=NEVER)
         model(torch.zeros(2, 3, 32, 32))
         actions[graph] = topology.evolve
-    geometry = Geometry.of((3, 3), 32, padding=1)
+    times = in_turns(rounds, **actions)
+    yield ratio("evolution of VGG16, kernel graph / dense step", 0.25, times, "kernel", "step")
+    yield ratio("evolution of VGG16, layer graph / dense step", 4, times, "layer", "step")
+    yield from constants_of_a_geometry(rounds, step)
+
+
+def constants_of_a_geometry(rounds: int, step: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """Building the constants of a 3x3 geometry, and loading them from the disk cache, beside a dense step."""
+    rule = Rule(Geometry.of((3, 3), 32, padding=1), "ch3_l3n")
 
     def load() -> None:
         pattern_table.cache_clear()
-        pattern_table(Rule(geometry, "ch3_l3n"), torch.device("cpu"))
+        pattern_table(rule, torch.device("cpu"))
 
     def build() -> None:
-        constants.cache_clear(), pattern_table.cache_clear()
+        constants.cache_clear()
         os.environ["CHTCONV_CACHE"] = ""
-        pattern_table(Rule(geometry, "ch3_l3n"), torch.device("cpu"))
-
-        del os.environ["CHTCONV_CACHE"]
+        load()
+        os.environ["CHTCONV_CACHE"] = folder
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CHTCONV_CACHE"] = folder
         load()
-        times = in_turns(rounds, **actions, build=build, load=load)
+        times = in_turns(rounds, step=step, build=build, load=load)
         del os.environ["CHTCONV_CACHE"]
-    yield ratio("evolution of VGG16, kernel graph / dense step", 0.25, times, "kernel", "step")
-    yield ratio("evolution of VGG16, layer graph / dense step", 4, times, "layer", "step")
     yield ratio("building the constants of a 3x3 geometry / dense step", 1, times, "build", "step")
     yield ratio("loading them from the disk cache / dense step", 0.02, times, "load", "step")
 
