@@ -11,7 +11,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +46,28 @@ class Trainee:
 
 
 def measure(rounds: int, sparsity: float) -> dict[str, list[float]]:
-    """Seconds of each action, one entry a round; two rounds to warm up are left out."""
+    """Seconds of each action, one entry a round; a round to warm up is left out."""
     images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (BATCH,))
     dense, masked = Trainee(), Trainee(method="static", sparsity=sparsity)
     evolving = {name: Trainee(sparsity=sparsity, **options) for name, options in EVOLUTIONS.items()}
     for trainee in evolving.values():
         trainee.model(images[:2])
-    actions: dict[str, Callable[[], object]] = {
-        "dense step": lambda: dense.step(images, labels),
-        "masked step": lambda: masked.step(images, labels),
-    }
-    actions |= {name: trainee.topology.evolve for name, trainee in evolving.items() if trainee.topology}
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds + 2):
-        for name, action in actions.items():
-            if name in evolving:
-                # As in training, where an evolution finds the caches full of something else.
-                dense.step(images, labels)
-            times[name].append(seconds(action))
-    return {name: values[2:] for name, values in times.items()}
+    steps = {"dense step": dense, "masked step": masked}
+    times: dict[str, list[float]] = {name: [] for name in (*steps, *evolving)}
+    for _ in range(rounds + 1):
+        # The two differ by less than the machine's speed drifts: each in every place of A B B A A B B A.
+        turns: dict[str, list[float]] = {name: [] for name in steps}
+        for name in [*steps, *reversed(steps)] * 2:
+            turns[name].append(seconds(lambda trainee=steps[name]: trainee.step(images, labels)))
+        for name in steps:
+            times[name].append(sum(turns[name]) / 4)
+        for name, trainee in evolving.items():
+            assert trainee.topology is not None
+            # As in training, where an evolution finds the caches full of something else.
+            dense.step(images, labels)
+            times[name].append(seconds(trainee.topology.evolve))
+    return {name: values[1:] for name, values in times.items()}
 
 
 def import_seconds(repeats: int = 7) -> dict[str, float]:
