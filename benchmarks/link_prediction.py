@@ -252,7 +252,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.plot([goal for _, goal in goals], [place for place, _ in goals], "D", color="#d55e00", label="goal")
     axes.set_yticks(list(places), [row["name"] for row in rows], fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel("ratio of times (the goal for the explicit graph is a minimum, the others are maxima)")
+    axes.set_xlabel("ratio of times\n(goals are maxima, but a minimum for the explicit graph)")
     axes.invert_yaxis()
     axes.legend()
     figure.savefig(path, dpi=120)
