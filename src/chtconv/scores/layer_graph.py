@@ -4,8 +4,7 @@ For linear layers and 1x1 convolutions this is the graph that CHT and CHTs use o
 sums of an L3n score are mirror images: one function, with outputs and inputs exchanged. The cost is that of a few
 products of (O·K x O·K) matrices and does not depend on the size of the input.
 
-Shapes: G groups, A nodes on the side that is summed over (B on the other), K positions, L = K · K
-pairs of them, X pairs of nodes (or a node and position).
+Shapes: G groups, O outputs, C inputs, K positions; A nodes of one side, B of the other.
 """
 
 from collections.abc import Callable
