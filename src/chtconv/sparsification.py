@@ -95,7 +95,7 @@ def sparsify(
         _sparse_layer(_parameter(name), seed_names[_parameter(name)], module, links[name], seed)
         for name, module in modules.items()
     ]
-    return Topology(model, optimizers, sparse, chosen, LinkPrediction(predictor, graph, exact), schedule, seed)
+    return Topology(optimizers, sparse, chosen, LinkPrediction(predictor, graph, exact), schedule, seed)
 
 
 def _links(modules: dict[str, Convolution], optimizers: list[Optimizer], sparsity: float) -> dict[str, int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -47,7 +47,6 @@ class Topology:
 
     def __init__(
         self,
-        model: nn.Module,
         optimizers: list[Optimizer],
         layers: list[SparseLayer],
         method: Method,
@@ -58,7 +57,6 @@ class Topology:
         self.step_count = 0
         self.evolutions = 0
         self.schedule = schedule
-        self._model = model
         self._optimizers = optimizers
         self._layers = layers
         self._method = method
@@ -69,7 +67,7 @@ class Topology:
         self._stepping = False
         self._handles: list[RemovableHandle] = []
         self._register_hooks()
-        self._enforce()
+        self.enforce()
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -80,11 +78,6 @@ class Topology:
     def records(self) -> list[dict[str, Any]]:
         """What every evolution did to every layer so far, in order; see :mod:`chtconv.record`."""
         return [dict(row) for row in self._record.rows()]
-
-    @property
-    def uses_scores(self) -> bool:
-        """Whether evolution needs link prediction."""
-        return self._method.uses_scores
 
     def stats(self) -> dict[str, Any]:
         """Density, links, ITOP and the like of every layer (``"layers"``) and of all together."""
@@ -125,6 +118,7 @@ class Topology:
 
     def _evolve_layer(self, layer: SparseLayer) -> None:
         weight = layer.weight
+        layer.bits = matching(layer.bits, weight)
         evolved = evolve(
             weight.detach().flatten(1),
             layer.mask.flatten(1),
@@ -136,13 +130,9 @@ class Topology:
         )
         new_mask = evolved.mask.view(weight.shape)
         layer.bits = bits_of(new_mask, weight)
-        layer.explored |= new_mask
+        layer.explored = layer.explored.to(weight.device) | new_mask
         self._enforce_layer(layer)
         self._record.add(self.evolutions, self.step_count, layer, evolved)
-
-    def _enforce(self) -> None:
-        for layer in self._layers:
-            self._enforce_layer(layer)
 
     def _enforce_layer(self, layer: SparseLayer) -> None:
         """Puts the mask into force: weights to zero, gradients to zero, optimizer state to that of a fresh start."""
@@ -226,7 +216,8 @@ class Topology:
 
     def enforce(self) -> None:
         """Cuts weights, gradients and optimizer state to the masks, after something else wrote into them."""
-        self._enforce()
+        for layer in self._layers:
+            self._enforce_layer(layer)
         self._unchecked = False
 
     def state_dict(self) -> dict[str, Any]:
