@@ -1,8 +1,12 @@
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from chtconv.cli import main
 
 hypothesis.settings.register_profile("chtconv", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("chtconv")
@@ -16,3 +20,20 @@ os.environ["CHTCONV_CACHE"] = ""
 def _seeded():
     """Tests that draw from torch's own generator draw the same numbers in whatever order they run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def chtconv(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in an empty folder: exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        try:
+            code = main(words)
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        return code, *capsys.readouterr()
+
+    return run

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from chtconv.cli import main
 from chtconv.training.config import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -28,21 +27,6 @@ OPTIONS = """
 """
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def chtconv(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command line in an empty folder: exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        try:
-            code = main(words)
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def started(*words: str, folder: Path) -> subprocess.Popen[str]:

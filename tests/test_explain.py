@@ -369,21 +369,6 @@ def test_sentences_say_what_the_numbers_mean() -> None:
 # The command line
 
 
-@pytest.fixture
-def chtconv(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command line in an empty folder: exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        try:
-            code = main(words)
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete tiny run that went by another predictor and graph than the defaults."""
