@@ -89,7 +89,7 @@ def test_stats_count_links_and_everything_ever_explored():
 
 def test_layers_are_chosen_by_pattern():
     assert set(sparse(layers=["[35]"])[2].masks) == {"3.weight", "5.weight"}
-    with pytest.raises(ConfigurationError, match=r"layers='features\.\*' matches no convolution; .* 0, 3, 5"):
+    with pytest.raises(ConfigurationError, match=r"layers='features\.\*' matches no layer; .* 0, 3, 5, 7"):
         sparse(layers=["features.*"])
     with pytest.raises(ConfigurationError, match="accepted is a list"):
         sparse(layers="0")

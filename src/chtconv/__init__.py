@@ -1,10 +1,23 @@
 """Dynamic sparse training of convolutional networks, with the topology evolved by link prediction (CHT-Conv)."""
 
 from chtconv.errors import ChtconvWarning, ConfigurationError
+from chtconv.flops import count_flops
+from chtconv.methods import METHODS, Method, method
 from chtconv.scores import link_scores
 from chtconv.sparsification import sparsify
 from chtconv.topology import Topology
 
 __version__ = "0.1.0"
 
-__all__ = ["ChtconvWarning", "ConfigurationError", "Topology", "__version__", "link_scores", "sparsify"]
+__all__ = [
+    "METHODS",
+    "ChtconvWarning",
+    "ConfigurationError",
+    "Method",
+    "Topology",
+    "__version__",
+    "count_flops",
+    "link_scores",
+    "method",
+    "sparsify",
+]

@@ -35,6 +35,23 @@ def apply_bits(tensor: Tensor, bits: Tensor) -> None:
     tensor.view(bits.dtype).bitwise_and_(bits)
 
 
+@torch.no_grad()
+def accumulate(dense: Tensor | None, gradient: Tensor, bits: Tensor) -> Tensor:
+    """The dense gradient of a step, from a gradient that is masked after every time that something was added to it.
+
+    On the mask ``gradient`` holds the sum so far; off the mask only what was added last.
+
+    Args:
+        dense: what this returned the last time in this step, None the first time; overwritten.
+        gradient: before it is masked.
+        bits: the mask.
+    """
+    if dense is None:
+        return gradient.detach().clone()
+    dense.view(bits.dtype).bitwise_and_(~bits)
+    return dense.add_(gradient)
+
+
 def is_zero_off_mask(tensor: Tensor, bits: Tensor) -> bool:
     """Whether nothing but zeros (of either sign) lies off the mask. Waits for the device."""
     return not bool((tensor.detach().ne(0) & bits.eq(0)).any())

@@ -1,62 +1,242 @@
-"""One evolution of one layer: removal, link prediction, regrowth (paper, section 3.2.2).
+"""One evolution of the layers of a model: removal, link prediction, regrowth (paper, section 3.2.2).
 
-Data flows one way: weights -> removal -> mask -> link scores -> regrowth -> mask. Nothing is changed in place
-here; :mod:`chtconv.topology` puts the new mask into force.
+Data flows one way: weights -> removal -> kept links -> worth of the other positions -> regrowth -> mask. Nothing is
+changed in place here; :mod:`chtconv.topology` puts the new masks into force.
+
+Shapes: a layer is a matrix of O kernels and I positions; links compete within R rows of N positions, which are the
+kernels, or one row for the whole layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from chtconv.chains import Link, remove_dead
+from chtconv.layers import SparseLayer
+from chtconv.matrix import by_channel
 from chtconv.methods import Method
-from chtconv.removal import smallest_magnitudes
-from chtconv.selection import stochastic_round, take_largest
+from chtconv.redistribution import redistribute
+from chtconv.regrowth import REGROWTHS, choose
+from chtconv.removal import REMOVALS, least_important, sampled_by_importance
+from chtconv.schedule import DENSITIES
+from chtconv.selection import Count, stochastic_round
+
+
+class Turnover(NamedTuple):
+    """How many links go and come in each row."""
+
+    removed: Count
+    regrown: Count
 
 
 class Evolved(NamedTuple):
     """What an evolution did to the links of a layer; bool tensors of shape [O, I], a row a kernel.
 
     Attributes:
+        layer: which.
         mask: the links that are active now.
         removed: the links that were removed, whether they were chosen again or not.
-        scores: float32, what regrowth went by; all 0 for a method without link prediction.
+        scores: float32, the link scores that regrowth went by; None for a method without link prediction.
+        links: number of links afterwards, of each kernel or of the layer, as its allocation says.
     """
 
+    layer: SparseLayer
     mask: Tensor
     removed: Tensor
-    scores: Tensor
+    scores: Tensor | None
+    links: int
+
+
+class _Removed(NamedTuple):
+    """A layer between removal and regrowth."""
+
+    layer: SparseLayer
+    kept: Tensor
+    removed: Tensor
+    regrown: Count
+    links: int
+    generator: torch.Generator
 
 
 def evolve(
-    weight_OI: Tensor,
-    mask_OI: Tensor,
+    layers: Sequence[SparseLayer],
     *,
-    method: Method,
-    links: int,
     zeta: float,
-    link_scores: Callable[[Tensor], Tensor],
-    generator: torch.Generator,
-) -> Evolved:
-    """Removes a fraction of the links of every kernel and regrows as many.
+    progress: float,
+    generator_of: Callable[[SparseLayer], torch.Generator],
+    chains: Sequence[Link] = (),
+) -> list[Evolved]:
+    """One evolution of layers, each by its own method.
 
     Args:
-        weight_OI: weights, a row a kernel.
-        mask_OI: bool, the active links.
-        method: how regrowth chooses; it must have a regrowth.
-        links: number of active links of each kernel, before and after.
-        zeta: the fraction to remove; a fraction of a link is rounded up or down at random, kernel by kernel.
-        link_scores: the scores of a mask [O, I], float32 of the same shape.
-        generator: every random choice of this evolution, on the device of the mask.
+        layers: those that evolve.
+        zeta: share of the links to exchange.
+        progress: of the evolution, from 0 to 1, for schedules.
+        generator_of: the generator of every random choice in a layer, on the device of its weight.
+        chains: which layers feed which, by module name, for methods that remove dead channels.
 
     Returns:
-        The new mask, with exactly ``links`` links in each kernel, and what led to it.
+        What became of each layer, in the order of ``layers``.
     """
-    assert method.regrowth is not None
-    count = stochastic_round(zeta * links, len(mask_OI), generator)
-    removed_OI = smallest_magnitudes(weight_OI, mask_OI, count, generator)
-    kept_OI = mask_OI & ~removed_OI
-    scores_OI = link_scores(kept_OI) if method.uses_scores else torch.zeros(kept_OI.shape, device=kept_OI.device)
-    regrown_OI = take_largest(method.regrowth(scores_OI, generator), ~kept_OI, count)
-    return Evolved(kept_OI | regrown_OI, removed_OI, scores_OI)
+    plan = _plan(layers, zeta, progress)
+    removed = [_remove(layer, *plan[layer], progress, generator_of(layer)) for layer in layers]
+    return [_regrow(each) for each in (_without_dead(removed, chains) if chains else removed)]
+
+
+def _plan(layers: Sequence[SparseLayer], zeta: float, progress: float) -> dict[SparseLayer, tuple[int, float]]:
+    """Links of a row after the evolution, and how many are exchanged, for each layer."""
+    plan = {}
+    for layer in layers:
+        method = layer.settings.method
+        first, last = layer.densities
+        target = layer.links_at(first + (last - first) * DENSITIES[method.density](progress))
+        if method.redistribute:
+            target = layer.links
+        exchanged = 0.0 if method.regrowth is None or layer.stopped else zeta * min(layer.links, target)
+        plan[layer] = target, exchanged
+    return plan | _moved(layers, zeta)
+
+
+def _moved(layers: Sequence[SparseLayer], zeta: float) -> dict[SparseLayer, tuple[int, float]]:
+    """The plan of layers between which links move: to those with the larger mean momentum of active links."""
+    moving = [layer for layer in layers if layer.settings.method.redistribute and not layer.stopped]
+    if not moving:
+        return {}
+    means = torch.stack([(_momentum(layer).abs() * layer.mask).sum() / layer.links for layer in moving]).tolist()
+    kept = [layer.links - round(zeta * layer.links) for layer in moving]
+    regrown = sum(layer.links for layer in moving) - sum(kept)
+    targets = redistribute(kept, regrown, means, [layer.weight.numel() for layer in moving])
+    return {
+        layer: (target, float(min(layer.links, target) - left))
+        for layer, target, left in zip(moving, targets, kept, strict=True)
+    }
+
+
+def turnover(links: int, target: int, exchanged: float, rows: int, generator: torch.Generator) -> Turnover:
+    """How many links go and come where so many are exchanged while their number changes as well.
+
+    Pruning comes first, as in GraNet: of the links that remain, so many are exchanged.
+
+    Args:
+        links: links of a row now.
+        target: links of a row afterwards.
+        exchanged: how many of the smaller number are exchanged; a fraction of a link is rounded up or down at random,
+            row by row, so that rows with few links evolve too.
+        rows: number of rows.
+        generator: rounds.
+
+    >>> [count.most for count in turnover(10, 8, 2.0, 1, torch.Generator())]
+    [4, 2]
+    """
+    most, fewer_R1 = stochastic_round(exchanged, rows, generator)
+    pruned, grown = max(0, links - target), max(0, target - links)
+    return Turnover(Count(pruned + most, fewer_R1), Count(grown + most, fewer_R1))
+
+
+def _rows(matrix_OI: Tensor, layer: SparseLayer) -> Tensor:
+    return matrix_OI if layer.settings.allocation == "kernel" else matrix_OI.reshape(1, -1)
+
+
+def _remove(layer: SparseLayer, target: int, exchanged: float, progress: float, generator: torch.Generator) -> _Removed:
+    mask_OI = layer.matrix(layer.mask)
+    mask_RN = _rows(mask_OI, layer)
+    counts = turnover(layer.links, target, exchanged, len(mask_RN), generator)
+    gradient = layer.weight.grad
+    removed_RN = choose_removed(
+        layer.settings.method,
+        layer.matrix(layer.weight.detach()),
+        layer.matrix(gradient if gradient is not None else torch.zeros_like(layer.weight)),
+        mask_RN,
+        counts.removed,
+        progress,
+        generator,
+    )
+    removed_OI = removed_RN.view(mask_OI.shape)
+    return _Removed(layer, mask_OI & ~removed_OI, removed_OI, counts.regrown, target, generator)
+
+
+def choose_removed(
+    method: Method,
+    weight_OI: Tensor,
+    gradient_OI: Tensor,
+    mask_RN: Tensor,
+    count: Count,
+    progress: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """The links that go.
+
+    Args:
+        method: whose removal it is; it must have one.
+        weight_OI: weights of the layer.
+        gradient_OI: gradients of its active links, for a removal that looks at them.
+        mask_RN: bool, active links in the rows within which they compete.
+        count: how many go in each row.
+        progress: of the evolution, from 0 to 1.
+        generator: every random choice.
+
+    Returns:
+        bool of shape [R, N].
+    """
+    assert method.removal is not None
+    rule = REMOVALS[method.removal]
+    importance_RN = rule.importance(weight_OI, gradient_OI).reshape(mask_RN.shape)
+    if rule.soft:
+        return sampled_by_importance(importance_RN, mask_RN, count, generator, progress)
+    return least_important(importance_RN, mask_RN, count, generator)
+
+
+def _without_dead(removed: list[_Removed], chains: Sequence[Link]) -> list[_Removed]:
+    """Removal carried on along the chain of layers; as many links more will regrow."""
+    pruning = {each.layer.module_name: each for each in removed if each.layer.settings.method.prune_dead}
+    kept = {name: by_channel(each.kept, each.layer.module) for name, each in pruning.items()}
+    alive = remove_dead(kept, [link for link in chains if link.producer in kept and link.consumer in kept])
+    result = []
+    for each in removed:
+        name = each.layer.module_name
+        if name in alive and not each.layer.stopped:
+            left_OI = alive[name].view(each.kept.shape)
+            regrown = each.regrown._replace(
+                most=each.links - int(left_OI.sum()), fewer_O=torch.zeros_like(each.regrown.fewer_O)
+            )
+            each = each._replace(kept=left_OI, removed=each.removed | each.kept & ~left_OI, regrown=regrown)
+        result.append(each)
+    return result
+
+
+def _regrow(each: _Removed) -> Evolved:
+    layer, method = each.layer, each.layer.settings.method
+    scores_OI = layer.link_scores(each.kept) if method.uses_scores else None
+    if method.regrowth is None:
+        return Evolved(layer, each.kept, each.removed, scores_OI, each.links)
+    worth_OI = _worth(layer, scores_OI) if method.worth != "nothing" else each.kept
+    kept_RN, removed_RN = _rows(each.kept, layer), _rows(each.removed, layer)
+    regrown_RN = choose(
+        REGROWTHS[method.regrowth], worth_OI.reshape(kept_RN.shape), kept_RN, removed_RN, each.regrown, each.generator,
+        temperature=method.temperature, explore=method.explore,
+    )  # fmt: skip
+    return Evolved(layer, each.kept | regrown_RN.view(each.kept.shape), each.removed, scores_OI, each.links)
+
+
+def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:
+    """What positions are worth to the regrowth of the layer: float32 [O, I]."""
+    if scores_OI is not None:
+        return scores_OI
+    return layer.matrix(_momentum(layer) if layer.settings.method.worth == "momentum" else _gradient(layer))
+
+
+def _gradient(layer: SparseLayer) -> Tensor:
+    """The dense gradient of this step in float32; what is not finite counts as 0, and so does a layer without use."""
+    return _finite(layer.captured, layer)
+
+
+def _momentum(layer: SparseLayer) -> Tensor:
+    return _finite(layer.momentum, layer)
+
+
+def _finite(values: Tensor | None, layer: SparseLayer) -> Tensor:
+    if values is None:
+        return torch.zeros_like(layer.weight, dtype=torch.float32)
+    return values.float().nan_to_num(0.0, 0.0, 0.0)

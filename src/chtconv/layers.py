@@ -1,58 +1,84 @@
-"""Which layers of a model are sparse, and what the topology has to know of each."""
+"""Which layers of a model can be sparse, and what the topology has to know of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
-from chtconv.enforcement import apply_bits, bits_of, matching
+from chtconv.enforcement import accumulate, apply_bits, bits_of, matching
 from chtconv.errors import ConfigurationError
 from chtconv.geometry import Geometry
-from chtconv.scores.api import by_group, disabled_scores
+from chtconv.initial import RANDOM, LinearTopology, links_at
+from chtconv.matrix import (
+    CONVOLUTIONS,
+    LAYERS,
+    TRANSPOSED,
+    Layer,
+    from_matrix,
+    groups_of,
+    matrix_shape,
+    positions_of,
+    to_matrix,
+)
+from chtconv.methods import Method
+from chtconv.scores.api import disabled_scores
 
-Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# What chooses layers: names with wildcards, types of modules, or a predicate of name and module.
+Choice: TypeAlias = Sequence[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
 
-def find_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, Convolution]:
-    """The convolutions of a model by name, all of them or those whose name matches a pattern.
+def find_layers(model: nn.Module, choice: Choice | None) -> dict[str, Layer]:
+    """The layers of a model to make sparse, by name.
 
     Args:
         model: any model.
-        patterns: names of modules, with wildcards as in file names; None for every convolution.
+        choice: names of modules with wildcards as in file names, types of modules, or a function of name and module;
+            None for every convolution. Whatever is chosen must be a convolution (1 to 3 axes, transposed or not) or
+            a linear layer.
 
     Raises:
-        ConfigurationError: a pattern that matches no convolution, or a model without any.
+        ConfigurationError: a pattern or type that matches no layer, or a model without any.
     """
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
-    if not convolutions:
-        raise ConfigurationError(f"{type(model).__name__} has no convolution; accepted are Conv1d, Conv2d and Conv3d.")
-    if patterns is None:
-        return convolutions
-    if not patterns:
-        raise ConfigurationError(f"layers={patterns!r} chooses no layer; accepted is a list of names, or None for all.")
-    if isinstance(patterns, str):
-        raise ConfigurationError(
-            f"layers={patterns!r}: accepted is a list of names or patterns, such as [{patterns!r}]."
-        )
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in convolutions):
+    layers: dict[str, Layer] = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    if choice is None:
+        convolutions: dict[str, Layer] = {
+            name: module for name, module in layers.items() if isinstance(module, CONVOLUTIONS)
+        }
+        if not convolutions:
             raise ConfigurationError(
-                f"layers={pattern!r} matches no convolution; those of the model are {', '.join(convolutions)}."
+                f"{type(model).__name__} has no convolution; for its linear layers give layers=[torch.nn.Linear]."
             )
-    return {
-        name: module for name, module in convolutions.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
+        return convolutions
+    if isinstance(choice, str | type):
+        raise ConfigurationError(f"layers={choice!r}: accepted is a list, such as [{choice!r}].")
+    if callable(choice):
+        chosen = {name: module for name, module in layers.items() if choice(name, module)}
+        if not chosen:
+            raise ConfigurationError(f"layers={choice!r} chooses none of {', '.join(layers)}.")
+        return chosen
+    if not choice:
+        raise ConfigurationError(f"layers={choice!r} chooses no layer; accepted is a list of names, or None for all.")
+    for each in choice:
+        if not any(_matches(each, name, module) for name, module in layers.items()):
+            raise ConfigurationError(f"layers={each!r} matches no layer; those of the model are {', '.join(layers)}.")
+    return {name: module for name, module in layers.items() if any(_matches(each, name, module) for each in choice)}
 
 
-def weight_of(module: Convolution, name: str) -> nn.Parameter:
+def _matches(each: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+    return fnmatchcase(name, each) if isinstance(each, str) else isinstance(module, each)
+
+
+def weight_of(module: Layer, name: str) -> nn.Parameter:
     """The weight of a layer as a plain parameter that is trained.
 
     Raises:
-        ConfigurationError: a weight that is computed from others (parametrisations, weight norm), frozen, or of a
-            type without gradients.
+        ConfigurationError: a weight that is computed from others (parametrisations, weight norm), frozen, not there
+            yet, or of a type without gradients.
     """
     weight = module._parameters.get("weight")
     if weight is None:
@@ -60,40 +86,90 @@ def weight_of(module: Convolution, name: str) -> nn.Parameter:
             f"layer {name}: its weight is computed from other parameters (a parametrisation or weight norm); "
             "accepted are plain weights. Remove the parametrisation, or leave the layer out with layers=[...]."
         )
+    if isinstance(weight, UninitializedParameter):
+        raise ConfigurationError(
+            f"layer {name}: its weight has no shape yet; run a forward pass before the optimizer is made and sparsify "
+            "is called."
+        )
     if not weight.requires_grad:
         raise ConfigurationError(f"layer {name}: its weight is frozen; unfreeze it, or leave the layer out.")
     return weight
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a layer is made sparse and evolves; see :func:`chtconv.sparsify` for the meaning of each.
+
+    Attributes:
+        sparsity: share of disabled links at the end.
+        method: removal, regrowth and density schedule.
+        predictor: how links are scored.
+        graph: on which graph.
+        exact: whether scores do not depend on the number of threads.
+        allocation: ``"kernel"`` where every kernel has the same number of links, ``"layer"`` where links compete
+            within the whole layer; None until the method has decided.
+        initial: the initial topology, see :mod:`chtconv.initial`.
+    """
+
+    sparsity: float
+    method: Method
+    predictor: str
+    graph: str
+    exact: bool = False
+    allocation: str | None = "kernel"
+    initial: str | LinearTopology = RANDOM
+
+
 class SparseLayer:
     """A layer with a mask: its parameter, the mask in force, and the size of input that was last seen.
 
+    Rows are the kernels, as a matrix [O, I] of output channels and what each of them sees (input channels of its
+    group times kernel positions), whatever the layout of the weight.
+
     Attributes:
         name: qualified name of the weight, such as ``"features.0.weight"``.
-        module: the convolution.
+        module: the layer.
         seed_name: the name that its random draws depend on, without prefixes of wrappers.
-        links: number of active links of each kernel.
+        settings: how it evolves.
+        densities: share of active links before training and at the end.
+        links: number of active links, of each kernel or of the layer, as the allocation says.
+        link_steps: active links of the layer, summed over the optimizer steps so far.
+        dense_steps: optimizer steps that needed the gradients of disabled links.
         bits: the mask as integers of the weight's width and layout, see :mod:`chtconv.enforcement`.
         explored: bool of the weight's shape, where a link was ever active.
+        newest: bool [O, I], links that the last evolution brought.
+        stopped: whether it stopped evolving, see :attr:`chtconv.methods.Method.early_stop`.
+        capturing: whether gradients of disabled links are kept as they come.
+        captured: the dense gradient of this step so far, None where there is none.
+        momentum: its exponential average, None where there is none.
         handles: the hooks that this layer registered.
     """
 
-    def __init__(self, name: str, seed_name: str, module: Convolution, links: int, mask_OI: Tensor) -> None:
+    def __init__(
+        self,
+        name: str,
+        seed_name: str,
+        module: Layer,
+        settings: Settings,
+        densities: tuple[float, float],
+        mask_OI: Tensor,
+    ) -> None:
         self.name = name
         self.seed_name = seed_name
         self.module = module
-        self.links = links
-        mask = mask_OI.view(self.weight.shape)
+        self.settings = settings
+        self.densities = densities
+        mask = from_matrix(mask_OI, module)
+        self.links = self.links_at(densities[0])
         self.bits = bits_of(mask, self.weight)
         self.explored = mask.clone()
+        self.newest = torch.zeros_like(mask_OI)
+        self.stopped = False
+        self.link_steps = self.dense_steps = 0
+        self.capturing = False
+        self.captured: Tensor | None = None
+        self.momentum: Tensor | None = None
         self.handles: list[RemovableHandle] = []
-
-    def mask_gradient(self, *_: object) -> None:
-        """Sets the gradient to zero off the mask, where there is one."""
-        gradient = self.weight.grad
-        if gradient is not None:
-            self.bits = matching(self.bits, gradient)
-            apply_bits(gradient, self.bits)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -108,45 +184,168 @@ class SparseLayer:
         return self.bits != 0
 
     @property
+    def module_name(self) -> str:
+        """Qualified name of the module; empty where the model is the layer."""
+        return self.name.removesuffix("weight").removesuffix(".")
+
+    @property
+    def total_links(self) -> int:
+        """Number of active links of the whole layer."""
+        return self.links * (matrix_shape(self.module)[0] if self.settings.allocation == "kernel" else 1)
+
+    def links_at(self, density: float) -> int:
+        """Number of links at a density: of each kernel, or of the whole layer."""
+        return links_at(density, matrix_shape(self.module), self.settings.allocation, self.name)
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """Anything of the weight's shape as [O, I]."""
+        return to_matrix(values, self.module)
+
+    def mask_gradient(self, *_: object) -> None:
+        """Sets the gradient to zero off the mask, where there is one."""
+        gradient = self.weight.grad
+        if gradient is not None:
+            self.bits = matching(self.bits, gradient)
+            apply_bits(gradient, self.bits)
+
+    def capture(self, on: bool) -> None:
+        """Whether dense gradients are kept from now on; what was kept so far is dropped."""
+        self.capturing, self.captured = on, None
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the dense gradients are known, or were to be kept and none came, as in a layer that was not used."""
+        return self.capturing or self.momentum is not None
+
+    def count_step(self) -> None:
+        """After an optimizer step: what is counted or averaged over steps."""
+        self.link_steps += self.total_links
+        self.dense_steps += self.capturing
+        if self.captured is not None and self.settings.method.worth == "momentum":
+            captured = self.captured.float().nan_to_num(0.0, 0.0, 0.0)
+            if self.momentum is None:
+                self.momentum = torch.zeros_like(captured)
+            self.momentum.mul_(MOMENTUM).add_(captured, alpha=1 - MOMENTUM)
+
+    def before_accumulation(self, *_: object) -> None:
+        """Forgets what was kept of gradients that somebody has set to None since, as after a step that was skipped."""
+        if self.weight.grad is None:
+            self.captured = None
+
+    def accumulated(self, *_: object) -> None:
+        """After gradients were accumulated: keeps them where evolution asks for them, then masks them."""
+        gradient = self.weight.grad
+        if self.capturing and gradient is not None:
+            self.bits = matching(self.bits, gradient)
+            self.captured = accumulate(self.captured, gradient, self.bits)
+        self.mask_gradient()
+
+    @property
     def input_size(self) -> tuple[int, ...] | None:
-        """Spatial size of the last input, None before the first forward pass."""
-        return getattr(self.module, "_chtconv_input_size", None)
+        """Spatial size of the input that evolution goes by, None before the first forward pass.
+
+        That of the last input in training mode; where there was none yet, of the last input.
+        """
+        return () if isinstance(self.module, nn.Linear) else getattr(self.module, INPUT_SIZE, None)
 
     def observe_input_size(self) -> None:
         """Registers the hook that notes the size of each input."""
-        self.handles.append(self.module.register_forward_pre_hook(_note_input_size, with_kwargs=True))
+        if not isinstance(self.module, nn.Linear):
+            self.handles.append(self.module.register_forward_pre_hook(_note_input_size, with_kwargs=True))
 
     def geometry(self) -> Geometry:
-        """The geometry of the layer for the last input that it saw.
+        """The geometry of the layer for the input that evolution goes by.
 
         Raises:
             ConfigurationError: the layer has not been called yet.
         """
-        if self.input_size is None:
+        size, m = self.input_size, self.module
+        if size is None:
             raise ConfigurationError(
                 f"layer {self.name}: its input size is unknown, because the model has not been called since sparsify; "
                 "run a forward pass before the first evolution, or leave the layer out if it is never called."
             )
-        m = self.module
+        if isinstance(m, nn.Linear):
+            return Geometry.of((), ())
         return Geometry.of(
             m.kernel_size,
-            self.input_size,
+            size,
             stride=m.stride,
             padding=m.padding,
             dilation=m.dilation,
             padding_mode=m.padding_mode,
+            transposed=isinstance(m, TRANSPOSED),
+            output_padding=m.output_padding if isinstance(m, TRANSPOSED) else 0,
         )
 
-    def link_scores(self, mask_OI: Tensor, predictor: str, graph: str, exact: bool) -> Tensor:
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the mask that a resumed run needs: tensors and plain Python."""
+        return {
+            "links": self.links,
+            "explored": self.explored.clone(),
+            "newest": self.newest.clone(),
+            "stopped": self.stopped,
+            "link_steps": self.link_steps,
+            "dense_steps": self.dense_steps,
+            "momentum": None if self.momentum is None else self.momentum.clone(),
+        }
+
+    def load_state_dict(self, mask: Tensor, state: dict[str, Any]) -> None:
+        """Continues from a mask, checked by :func:`check_mask`, and a state."""
+        self.bits = bits_of(mask, self.weight)
+        self.explored.copy_(state["explored"])
+        self.newest.copy_(state["newest"])
+        self.links, self.stopped = int(state["links"]), bool(state["stopped"])
+        self.link_steps, self.dense_steps = int(state["link_steps"]), int(state["dense_steps"])
+        momentum = state["momentum"]
+        self.momentum = None if momentum is None else momentum.to(self.weight.device, copy=True)
+
+    def link_scores(self, mask_OI: Tensor) -> Tensor:
         """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions."""
-        geometry = self.geometry()
-        mask_GOCK = by_group(mask_OI.view(self.weight.shape), self.module.groups, geometry)
-        return disabled_scores(mask_GOCK, geometry, predictor, graph, exact=exact).reshape(mask_OI.shape)
+        settings, groups = self.settings, groups_of(self.module)
+        mask_GOCK = mask_OI.view(groups, len(mask_OI) // groups, -1, positions_of(self.module))
+        scores_GOCK = disabled_scores(
+            mask_GOCK, self.geometry(), settings.predictor, settings.graph, exact=settings.exact
+        )
+        return scores_GOCK.reshape(mask_OI.shape)
+
+
+# Of the exponential average of gradients, as Dettmers and Zettlemoyer (2019) take from their optimizer.
+MOMENTUM = 0.9
+# The attribute of a module that its observer writes.
+INPUT_SIZE = "_chtconv_input_size"
+
+
+def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
+    """Refuses a mask that is not one of this layer.
+
+    Args:
+        layer: the layer.
+        mask: to be loaded.
+        links: how many active links it is said to have, of each kernel or in all, as the allocation says.
+
+    Raises:
+        ConfigurationError: another shape, type or number of links.
+    """
+    if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
+        raise ConfigurationError(
+            f"layer {layer.name}: the mask to load is {mask.dtype} of shape {list(mask.shape)}; "
+            f"accepted is torch.bool of shape {list(layer.weight.shape)}."
+        )
+    kernel = layer.settings.allocation == "kernel"
+    found = layer.matrix(mask).sum(1) if kernel else mask.sum().view(1)
+    low, high = sorted(layer.links_at(density) for density in layer.densities)
+    unchanging = not layer.settings.method.redistribute
+    if not bool((found == links).all()) or (unchanging and not low <= links <= high):
+        raise ConfigurationError(
+            f"layer {layer.name}: the mask to load has {int(found.min())} to {int(found.max())} links a "
+            f"{layer.settings.allocation}; accepted are {low}{f' to {high}' if high > low else ''}, "
+            "as sparsify was told."
+        )
 
 
 def _note_input_size(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
     images = args[0] if args else kwargs["input"]
-    axes = len(module.kernel_size)  # type: ignore[arg-type]
-    # The last axes, because the batch may be left out. A module attribute: writing into a dict would make
-    # torch.compile recompile.
-    module._chtconv_input_size = images.shape[-axes:]  # type: ignore[assignment]
+    # An evaluation may use other sizes. A module attribute: writing into a dict would make torch.compile recompile.
+    if module.training or not hasattr(module, INPUT_SIZE):
+        module._chtconv_input_size = images.shape[-len(module.kernel_size) :]  # type: ignore

@@ -1,46 +1,180 @@
-"""The methods of dynamic sparse training: they differ in nothing but how regrowth chooses."""
+"""The methods of sparse training: each is a removal, a regrowth and a density schedule, and nothing else.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+| method | removal | regrowth | density | source |
+|---|---|---|---|---|
+| static | none | none | constant | |
+| set | magnitude | uniform | constant | Mocanu et al. 2018 |
+| rigl | magnitude | gradient | constant | Evci et al. 2020 |
+| snfs | magnitude | momentum, links move between layers | constant | Dettmers and Zettlemoyer 2019 |
+| mest | magnitude and gradient | uniform | constant | Yuan et al. 2021 |
+| gmp | magnitude | none | cubic, from dense | Zhu and Gupta 2017 |
+| granet | magnitude | gradient | cubic, from 50 % | Liu et al. 2021 |
+| cht | magnitude | highest score | constant | the paper |
+| chts | magnitude | sampled by score | constant | the paper, with the regrowth of CHTs |
+| chtss | soft magnitude | sampled by score | sigmoid, from 50 % | CHTss |
+"""
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
-from chtconv import regrowth
-from chtconv.errors import unknown
-
-Regrowth = Callable[[Tensor, torch.Generator], Tensor]
+from chtconv.errors import ConfigurationError, unknown
+from chtconv.regrowth import REGROWTHS
+from chtconv.removal import REMOVALS
+from chtconv.schedule import DECAYS, DENSITIES
+from chtconv.scores.api import SCORES
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method.
+    """A method of sparse training.
 
     Attributes:
-        regrowth: turns the scores of the disabled positions into keys; None where the topology never changes.
-        uses_scores: whether it needs link prediction.
+        removal: which links go: a name in :data:`chtconv.removal.REMOVALS`, or None.
+        regrowth: which links come: a name in :data:`chtconv.regrowth.REGROWTHS`, or None where none ever come.
+        density: how the number of links goes from its first to its last value: a name in
+            :data:`chtconv.schedule.DENSITIES`.
+        initial_sparsity: sparsity before training; None where it is constant.
+        zeta_schedule: how the drop fraction falls; None for the default of :func:`chtconv.sparsify`.
+        predictor: the only link score that the method is defined with; None for any.
+        temperature: power of the scores in sampling: 1 as published, towards 0 more even, above 1 sharper.
+        explore: share of the probability of sampling that is spread evenly; 0 as published.
+        redistribute: whether regrowth moves links between layers, to those with the larger mean momentum.
+        prune_dead: whether removal goes on along the chain of layers: links of channels that lost all links on one
+            side go too, as in CHT.
+        early_stop: a layer stops evolving when at least this share of what it removes is chosen again; None for never.
         summary: one line for people.
     """
 
-    regrowth: Regrowth | None
-    uses_scores: bool
-    summary: str
+    removal: str | None = "magnitude"
+    regrowth: str | None = "uniform"
+    density: str = "constant"
+    initial_sparsity: float | None = None
+    zeta_schedule: str | None = None
+    predictor: str | None = None
+    temperature: float = 1.0
+    explore: float = 0.0
+    redistribute: bool = False
+    prune_dead: bool = False
+    early_stop: float | None = None
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        for kind, name, table in (
+            ("removal", self.removal, REMOVALS),
+            ("regrowth", self.regrowth, REGROWTHS),
+            ("density schedule", self.density, DENSITIES),
+            ("zeta schedule", self.zeta_schedule, DECAYS),
+            ("predictor", self.predictor, SCORES),
+        ):
+            if name is not None and name not in table:
+                raise unknown(kind, name, table)
+        if self.removal is None and self.regrowth is not None:
+            raise ConfigurationError(
+                f"regrowth {self.regrowth!r} without a removal: what regrows replaces what was removed; "
+                f"accepted removals are {', '.join(map(repr, REMOVALS))}."
+            )
+        if self.removal is None and self.density != "constant":
+            raise ConfigurationError(f"the density schedule {self.density!r} needs a removal.")
+        if not self.temperature >= 0:
+            raise ConfigurationError(f"temperature={self.temperature!r}: accepted are numbers from 0 up.")
+        if not 0 <= self.explore <= 1:
+            raise ConfigurationError(f"explore={self.explore!r}: accepted are numbers from 0 to 1.")
+        if self.early_stop is not None and not 0 < self.early_stop <= 1:
+            raise ConfigurationError(f"early_stop={self.early_stop!r}: accepted are numbers above 0 and up to 1.")
+        if self.redistribute and self.worth != "momentum":
+            raise ConfigurationError("redistribute=True goes by momentum; accepted is regrowth='momentum'.")
+
+    @property
+    def evolves(self) -> bool:
+        """Whether the topology ever changes."""
+        return self.removal is not None
+
+    @property
+    def moves_links(self) -> bool:
+        """Whether links move between kernels, so that these cannot all have the same number."""
+        return self.redistribute or self.prune_dead
+
+    @property
+    def worth(self) -> str:
+        """What regrowth goes by: ``"nothing"``, ``"scores"``, ``"gradient"`` or ``"momentum"``."""
+        return REGROWTHS[self.regrowth].worth if self.regrowth else "nothing"
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether it needs link prediction."""
+        return self.worth == "scores"
+
+    @property
+    def needs_dense_gradients(self) -> bool:
+        """Whether it looks at gradients of disabled links."""
+        return self.worth in ("gradient", "momentum")
 
 
-METHODS: dict[str, Method] = {
-    "static": Method(None, False, "a random sparse topology that never changes"),
-    "set": Method(regrowth.uniform, False, "Sparse Evolutionary Training: links regrow at random"),
-    "cht": Method(regrowth.highest_score, True, "Cannistraci-Hebb Training: the links of highest score regrow"),
-    "chts": Method(regrowth.sampled_by_score, True, "CHT with soft regrowth: links are sampled by their score"),
-}
+METHODS: Mapping[str, Method] = MappingProxyType({
+    "static": Method(None, None, summary="a random sparse topology that never changes"),
+    "set": Method(summary="Sparse Evolutionary Training: links regrow at random"),
+    "rigl": Method(regrowth="gradient", summary="RigL: the links of largest gradient regrow"),
+    "snfs": Method(
+        regrowth="momentum", redistribute=True,
+        summary="sparse networks from scratch: momentum says which links regrow, and in which layer",
+    ),
+    "mest": Method(
+        "magnitude_and_gradient", zeta_schedule="linear",
+        summary="MEST with elastic mutation: magnitude and gradient say what goes, links regrow at random",
+    ),
+    "gmp": Method(
+        regrowth=None, density="cubic", initial_sparsity=0.0, summary="gradual magnitude pruning, from a dense model"
+    ),
+    "granet": Method(
+        regrowth="gradient", density="cubic", initial_sparsity=0.5,
+        summary="GraNet: gradual pruning with regrowth by gradient",
+    ),
+    "cht": Method(
+        regrowth="highest_score", summary="Cannistraci-Hebb Training: the links of highest score regrow"
+    ),
+    "chts": Method(
+        regrowth="sampled_by_score", summary="CHT with soft regrowth: links are sampled by their score"
+    ),
+    "chtss": Method(
+        "soft_magnitude", "sampled_by_score", density="sigmoid", initial_sparsity=0.5,
+        summary="CHTs with soft removal and a density that falls along a sigmoid",
+    ),
+    "random_turnover": Method(
+        regrowth="random_at_turnover", summary="control: random links, as many new ones as CHTs would bring"
+    ),
+    "shuffled": Method(
+        regrowth="shuffled_scores", summary="control: CHTs with the scores of a kernel dealt out anew at random"
+    ),
+    "occupancy": Method(
+        regrowth="sampled_by_score", predictor="occupancy", summary="control: sampled by the links of the slice"
+    ),
+    "input_degree": Method(
+        regrowth="sampled_by_score", predictor="input_degree",
+        summary="control: sampled by the links of the input channel",
+    ),
+})  # fmt: skip
 
 
-def find_method(name: str) -> Method:
-    """The method with this name.
+def method(name: str | Method, **changes: Any) -> Method:
+    """The method with this name, with some of its parts changed.
+
+    Args:
+        name: a name in :data:`METHODS`, or a method.
+        changes: fields of :class:`Method`.
 
     Raises:
-        ConfigurationError: there is none; the message gives the nearest match.
+        ConfigurationError: no such method or field, or a value that it does not take.
+
+    >>> method("chts", removal="soft_magnitude", temperature=4).uses_scores
+    True
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
+    if not isinstance(name, Method):
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+        name = METHODS[name]
+    for field in changes:
+        if field not in Method.__dataclass_fields__:
+            raise unknown("field of a method", field, Method.__dataclass_fields__)
+    return replace(name, **changes)

@@ -6,40 +6,66 @@ import torch
 from torch import Tensor
 
 from chtconv.evolution import Evolved
-from chtconv.layers import SparseLayer
-from chtconv.metrics import empty_slices
+from chtconv.metrics import empty_slices, tied_scores
 
 
 class Record:
     """Rows of plain Python, counted on the device and fetched from it only when somebody asks.
 
-    A row has the keys ``evolution`` and ``step`` (both counted from the start), ``layer``, ``links`` (active links),
-    ``removed`` (links removed), ``rechosen`` (of those, chosen again in the same evolution), ``new`` (links that were
-    not there before), ``overlap`` (rechosen / removed: near 1 in an epitopological local minimum), ``zero_scores``
-    (share of the disabled positions with score 0, which is all of them without link prediction) and ``empty_slices``.
+    A row has the keys
+
+    * ``evolution`` and ``step``, both counted from the start, and ``layer``;
+    * ``links``, ``size`` and ``density``: active links, positions, and their ratio;
+    * ``removed``: links removed; ``rechosen``: of those, chosen again in the same evolution; ``new``: links that were
+      not there before;
+    * ``overlap``: rechosen / removed, near 1 in an epitopological local minimum;
+    * ``turnover``: new / links, the true turnover;
+    * ``survival``: share of the new links of the evolution before that are still active; None in the first;
+    * ``itop``: share of all links that were ever active (in-time over-parametrisation);
+    * ``empty_slices``: share of the (kernel, input channel) pairs without a link;
+    * ``zero_scores``: share of the disabled positions with score 0, and ``tied_scores``, share of them whose score is
+      positive and equal to another one of their kernel (in up to 16 kernels); None without link prediction.
     """
 
     def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
         self._rows = list(rows or [])
-        self._pending: list[tuple[dict[str, Any], Tensor, int]] = []
+        self._pending: list[tuple[dict[str, Any], Tensor, bool]] = []
 
-    def add(self, evolution: int, step: int, layer: SparseLayer, evolved: Evolved) -> None:
-        """Adds the row of a layer that has just evolved."""
-        mask = evolved.mask
-        removed = evolved.removed.count_nonzero()
-        rechosen = (evolved.removed & mask).count_nonzero()
-        positive = (evolved.scores > 0).count_nonzero()
-        empty = empty_slices(mask.view(layer.weight.shape))
-        numbers = torch.stack([removed.double(), rechosen.double(), positive.double(), empty.double()])
-        key = {"evolution": evolution, "step": step, "layer": layer.name, "links": layer.links * len(mask)}
-        self._pending.append((key, numbers, mask.numel()))
+    def add(self, evolution: int, step: int, evolved: Evolved, newest: Tensor, explored: Tensor) -> None:
+        """Adds the row of a layer that has just evolved.
+
+        Args:
+            evolution: index of the evolution.
+            step: optimizer steps so far.
+            evolved: what became of the layer.
+            newest: bool [O, I], links that the evolution before brought.
+            explored: bool, links that were ever active, up to now.
+        """
+        mask, layer = evolved.mask, evolved.layer
+        scored, nothing = evolved.scores is not None, torch.zeros((), device=mask.device)
+        numbers = torch.stack([
+            number.double()
+            for number in (
+                mask.count_nonzero(),
+                evolved.removed.count_nonzero(),
+                (evolved.removed & mask).count_nonzero(),
+                evolved.scores.count_nonzero() if evolved.scores is not None else nothing,
+                empty_slices(mask, layer.module),
+                tied_scores(evolved.scores, mask & ~evolved.removed) if evolved.scores is not None else nothing,
+                newest.count_nonzero(),
+                (newest & mask).count_nonzero(),
+                explored.count_nonzero(),
+            )
+        ])  # fmt: skip
+        key = {"evolution": evolution, "step": step, "layer": layer.name, "size": mask.numel()}
+        self._pending.append((key, numbers, scored))
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far, oldest first."""
         if self._pending:
             values = torch.stack([numbers for _, numbers, _ in self._pending]).tolist()
-            for (key, _, size), (removed, rechosen, positive, empty) in zip(self._pending, values, strict=True):
-                self._rows.append(_row(key, size, int(removed), int(rechosen), int(positive), empty))
+            for (key, _, scored), numbers in zip(self._pending, values, strict=True):
+                self._rows.append(_row(key, scored, *numbers))
             self._pending.clear()
         return self._rows
 
@@ -49,13 +75,32 @@ class Record:
         return [row for row in rows if row["evolution"] == rows[-1]["evolution"]]
 
 
-def _row(key: dict[str, Any], size: int, removed: int, rechosen: int, positive: int, empty: float) -> dict[str, Any]:
-    disabled = size - key["links"] + removed
+def _row(
+    key: dict[str, Any],
+    scored: bool,
+    links: float,
+    removed: float,
+    rechosen: float,
+    positive: float,
+    empty: float,
+    tied: float,
+    newest: float,
+    survived: float,
+    explored: float,
+) -> dict[str, Any]:
+    disabled = key["size"] - links + removed
+    new = removed - rechosen
     return key | {
-        "removed": removed,
-        "rechosen": rechosen,
-        "new": removed - rechosen,
+        "links": int(links),
+        "density": links / key["size"],
+        "removed": int(removed),
+        "rechosen": int(rechosen),
+        "new": int(new),
         "overlap": rechosen / removed if removed else 0.0,
-        "zero_scores": 1 - positive / disabled if disabled else 0.0,
+        "turnover": new / links,
+        "survival": survived / newest if newest else None,
+        "itop": explored / key["size"],
         "empty_slices": empty,
+        "zero_scores": (1 - positive / disabled if disabled else 0.0) if scored else None,
+        "tied_scores": tied if scored else None,
     }

@@ -1,38 +1,52 @@
-"""Which links come (paper, section 3.2.2, Regrowth): by their score, sampled by their score, or at random.
+"""Which links come (paper, section 3.2.2): by what a position is worth, sampled by it, or at random.
 
-Every rule turns the scores of the disabled positions into keys; the positions with the largest keys are
-regrown. Scores of 0, of which there can be many, come after all positive ones and in random order.
+What a position is worth is its link score, or the magnitude of the gradient that its weight would have. Every rule
+turns that into keys, and the positions with the largest keys regrow. Worth of 0, of which there can be much, comes
+after all that is positive and in random order.
 
-Shapes: O kernels, I positions of a kernel.
+Shapes: R rows of N positions within which links compete: the kernels, or one row for the whole layer.
 """
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from chtconv.selection import by_value, exponentials, random_integers
+from chtconv.selection import Count, by_value, exponentials, random_integers, take_largest
 
 # Scores are sums of few fractions in float32: equal ones agree to about 15 bits whatever the order of summation.
 ROUNDING_BITS = 8
 # Below every score divided by a time, so that positions without score come last.
 _LAST = 2.0**-80
 
-
-def uniform(scores_OI: Tensor, generator: torch.Generator) -> Tensor:
-    """Every disabled position is as likely as every other: SET. The scores only say shape and device."""
-    return random_integers(scores_OI, generator)
+Worth = Literal["nothing", "scores", "gradient", "momentum"]
+Keys = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def highest_score(scores_OI: Tensor, generator: torch.Generator) -> Tensor:
+def uniform(worth_RN: Tensor, generator: torch.Generator) -> Tensor:
+    """Every disabled position is as likely as every other: SET. The worth only says shape and device."""
+    return random_integers(worth_RN, generator)
+
+
+def highest_score(scores_RN: Tensor, generator: torch.Generator) -> Tensor:
     """The highest scores: CHT. Ties are broken at random.
 
     Args:
-        scores_OI: float32, at least 0.
+        scores_RN: float32, at least 0.
         generator: breaks the ties.
     """
-    return by_value(scores_OI, generator, drop_bits=ROUNDING_BITS)
+    return by_value(scores_RN, generator, drop_bits=ROUNDING_BITS)
 
 
-def sampled_by_score(scores_OI: Tensor, generator: torch.Generator) -> Tensor:
+def sampled_by_score(
+    scores_RN: Tensor,
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    explore: float = 0.0,
+    allowed_RN: Tensor | None = None,
+) -> Tensor:
     """Sampled without replacement, with probability proportional to the score: CHTs.
 
     The first arrivals of a race in which ``i`` arrives after an exponential time of rate ``score_i`` are such a
@@ -40,8 +54,134 @@ def sampled_by_score(scores_OI: Tensor, generator: torch.Generator) -> Tensor:
     follow after all others, in uniformly random order.
 
     Args:
-        scores_OI: float32, at least 0.
+        scores_RN: float32, at least 0.
         generator: draws the times.
+        temperature: scores are raised to this power: 1 is the published rule, 0 uniform, infinity the highest score.
+        explore: share of the probability that is spread evenly over all candidates; 0 is the published rule.
+        allowed_RN: bool, the candidates; needed only where ``explore`` is above 0.
     """
-    times_OI = exponentials(scores_OI, generator)
-    return scores_OI.add(_LAST).div_(times_OI)
+    times_RN = exponentials(scores_RN, generator)
+    rates_RN = scores_RN
+    if temperature != 1:
+        best_R1 = scores_RN.amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        rates_RN = (scores_RN / best_R1).pow_(temperature) * (scores_RN > 0)
+    if explore:
+        assert allowed_RN is not None
+        rates_RN = rates_RN * allowed_RN
+        sum_R1 = rates_RN.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        even_R1 = explore / allowed_RN.sum(dim=1, keepdim=True).clamp_min(1)
+        rates_RN = rates_RN.div_(sum_R1).mul_(1 - explore).add_(even_R1)
+    return rates_RN.add(_LAST).div_(times_RN)
+
+
+def largest_gradient(gradient_RN: Tensor, generator: torch.Generator) -> Tensor:
+    """The largest magnitude of the (smoothed) gradient: RigL, SNFS."""
+    return by_value(gradient_RN, generator)
+
+
+def shuffled(worth_RN: Tensor, allowed_RN: Tensor, generator: torch.Generator) -> Tensor:
+    """The worth of the candidates of each row dealt out among them anew: a control that keeps its distribution.
+
+    >>> worth = torch.tensor([[5.0, 0.0, 7.0, 6.0]])
+    >>> allowed = torch.tensor([[True, False, True, True]])
+    >>> sorted(shuffled(worth, allowed, torch.Generator().manual_seed(0))[0, [0, 2, 3]].tolist())
+    [5.0, 6.0, 7.0]
+    """
+    # Candidates stand first in both orders, because the others have the smallest keys.
+    here_RN = random_integers(worth_RN, generator).mul_(allowed_RN).argsort(dim=1, descending=True)
+    there_RN = random_integers(worth_RN, generator).mul_(allowed_RN).argsort(dim=1, descending=True)
+    return torch.zeros_like(worth_RN).scatter_(1, there_RN, worth_RN.gather(1, here_RN))
+
+
+def random_at_turnover(
+    chosen_RN: Tensor, removed_RN: Tensor, kept_RN: Tensor, count: Count, generator: torch.Generator
+) -> Tensor:
+    """A random choice that changes as many links in each row as another choice does.
+
+    The control of true turnover: a rule that re-chooses most of what it removed changes little, and that alone may
+    be what it is good for.
+
+    Args:
+        chosen_RN: bool, the other choice.
+        removed_RN: bool, links that were just removed.
+        kept_RN: bool, links that are active.
+        count: how many are chosen in each row.
+        generator: draws the links.
+    """
+    keys_RN = random_integers(removed_RN, generator)
+    again_RN = _random_of(keys_RN, removed_RN, (chosen_RN & removed_RN).sum(1, keepdim=True), count.most)
+    new_RN = _random_of(keys_RN, ~removed_RN & ~kept_RN, (chosen_RN & ~removed_RN).sum(1, keepdim=True), count.most)
+    return again_RN | new_RN
+
+
+def _random_of(keys_RN: Tensor, allowed_RN: Tensor, number_R1: Tensor, most: int) -> Tensor:
+    """So many of the allowed of each row, by their keys."""
+    _, index_RM = (keys_RN * allowed_RN).topk(most, dim=1)
+    taken_RM = torch.arange(most, device=keys_RN.device) < number_R1
+    return torch.zeros_like(allowed_RN).scatter_(1, index_RM, taken_RM)
+
+
+class Regrowth(NamedTuple):
+    """A rule of regrowth.
+
+    Attributes:
+        keys: from the worth of positions.
+        worth: what it goes by: ``"nothing"``, link ``"scores"``, the ``"gradient"`` of the step or its ``"momentum"``.
+        shuffle: whether the worth is dealt out anew among the candidates before (a control).
+        random: whether a random choice of the same turnover takes the place of the choice (a control).
+        sampled: whether ``keys`` takes temperature and explored share.
+    """
+
+    keys: Keys
+    worth: Worth
+    shuffle: bool = False
+    random: bool = False
+    sampled: bool = False
+
+
+REGROWTHS: dict[str, Regrowth] = {
+    "uniform": Regrowth(uniform, "nothing"),
+    "gradient": Regrowth(largest_gradient, "gradient"),
+    "momentum": Regrowth(largest_gradient, "momentum"),
+    "highest_score": Regrowth(highest_score, "scores"),
+    "sampled_by_score": Regrowth(sampled_by_score, "scores", sampled=True),
+    "shuffled_scores": Regrowth(sampled_by_score, "scores", shuffle=True, sampled=True),
+    "random_at_turnover": Regrowth(sampled_by_score, "scores", random=True, sampled=True),
+}
+
+
+def choose(
+    rule: Regrowth,
+    worth_RN: Tensor,
+    kept_RN: Tensor,
+    removed_RN: Tensor,
+    count: Count,
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    explore: float = 0.0,
+) -> Tensor:
+    """The positions that regrow, among those that are not active.
+
+    Args:
+        rule: the rule.
+        worth_RN: float32, what positions are worth.
+        kept_RN: bool, links that are active.
+        removed_RN: bool, links that were just removed; they may be chosen again.
+        count: how many in each row.
+        generator: every random choice.
+        temperature: see :func:`sampled_by_score`.
+        explore: see :func:`sampled_by_score`.
+
+    Returns:
+        bool of shape [R, N].
+    """
+    allowed_RN = ~kept_RN
+    if rule.shuffle:
+        worth_RN = shuffled(worth_RN, allowed_RN, generator)
+    if rule.sampled:
+        keys_RN = sampled_by_score(worth_RN, generator, temperature=temperature, explore=explore, allowed_RN=allowed_RN)
+    else:
+        keys_RN = rule.keys(worth_RN, generator)
+    chosen_RN = take_largest(keys_RN, allowed_RN, count)
+    return random_at_turnover(chosen_RN, removed_RN, kept_RN, count, generator) if rule.random else chosen_RN

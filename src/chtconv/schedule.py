@@ -24,7 +24,35 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-DECAYS: dict[str, Decay] = {"constant": constant, "cosine": cosine}
+def linear(progress: float) -> float:
+    """From all of it to nothing along a straight line."""
+    return 1 - min(progress, 1.0)
+
+
+DECAYS: dict[str, Decay] = {"constant": constant, "cosine": cosine, "linear": linear}
+
+
+def cubic(progress: float) -> float:
+    """Share of the way from the first to the last density: fast at first (Zhu and Gupta 2017, equation 1).
+
+    >>> [cubic(progress) for progress in (0, 0.5, 1)]
+    [0.0, 0.875, 1.0]
+    """
+    return 1 - (1 - min(progress, 1.0)) ** 3
+
+
+def sigmoid(progress: float, steepness: float = 6.0) -> float:
+    """Share of the way from the first to the last density: slow, fast, slow (CHTss), scaled to hit both ends.
+
+    >>> [round(sigmoid(progress), 3) for progress in (0, 0.25, 0.5, 1)]
+    [0.0, 0.142, 0.5, 1.0]
+    """
+    low, here, high = (1 / (1 + math.exp(-steepness * (each - 0.5))) for each in (0.0, min(progress, 1.0), 1.0))
+    return (here - low) / (high - low)
+
+
+# How far the density has come from its first value to its last.
+DENSITIES: dict[str, Decay] = {"constant": lambda progress: 1.0, "cubic": cubic, "sigmoid": sigmoid}
 
 
 @dataclass(frozen=True)
@@ -60,6 +88,13 @@ class Schedule:
     def evolves_at(self, step: int) -> bool:
         """Whether the topology evolves after this many optimizer steps."""
         return step % self.interval == 0 and (self.stop is None or step < self.stop)
+
+    def progress(self, step: int) -> float:
+        """How much of the evolution lies behind this step, from 0 to 1 at the last one; 0 where there is no end."""
+        if self.stop is None:
+            return 0.0
+        last = (self.stop - 1) // self.interval * self.interval
+        return min(1.0, step / last) if last else 1.0
 
     def zeta_at(self, step: int) -> float:
         """The drop fraction after this many optimizer steps."""

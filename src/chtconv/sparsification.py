@@ -1,21 +1,29 @@
 """Two lines make any PyTorch model sparse: what is checked, and how it starts."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from chtconv.errors import ConfigurationError
+from chtconv.chains import consecutive_layers
+from chtconv.distribution import DISTRIBUTIONS
+from chtconv.errors import ConfigurationError, unknown
 from chtconv.hooks import WeakHook
-from chtconv.initial import links_per_kernel, random_mask
-from chtconv.layers import Convolution, SparseLayer, find_layers, weight_of
-from chtconv.methods import find_method
+from chtconv.initial import ALLOCATIONS, RANDOM, LinearTopology, initial_mask, links_at
+from chtconv.layers import Choice, Settings, SparseLayer, find_layers, weight_of
+from chtconv.matrix import Layer, groups_of, kernel_shape, matrix_shape, positions_of
+from chtconv.methods import Method
+from chtconv.methods import method as find_method
 from chtconv.optimizer_state import check_supported, group_of
 from chtconv.randomness import canonical_names, generator
 from chtconv.schedule import Schedule
 from chtconv.scores.api import check_names, check_paths
-from chtconv.topology import MARK, LinkPrediction, Topology
+from chtconv.topology import MARK, Topology
+
+OVERRIDABLE = ("sparsity", "method", "predictor", "graph", "allocation", "initial")
 
 
 def sparsify(
@@ -23,7 +31,7 @@ def sparsify(
     optimizer: Optimizer | Sequence[Optimizer],
     *,
     sparsity: float = 0.7,
-    method: str = "chts",
+    method: str | Method = "chts",
     predictor: str = "ch3_l3n",
     graph: str = "kernel",
     zeta: float = 0.3,
@@ -31,11 +39,16 @@ def sparsify(
     interval: int = 100,
     stop: int | None = None,
     total_steps: int | None = None,
-    layers: Sequence[str] | None = None,
+    layers: Choice | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    allocation: str | None = None,
+    distribution: str = "uniform",
+    initial: str | LinearTopology = RANDOM,
+    initial_sparsity: float | None = None,
     seed: int = 0,
     exact: bool = False,
 ) -> Topology:
-    """Makes the convolutions of a model sparse and lets their topology evolve as it trains.
+    """Makes layers of a model sparse and lets their topology evolve as it trains.
 
     The model, the optimizer and the training loop stay as they are: masks are enforced by hooks, and evolution runs
     by itself after every ``interval`` optimizer steps.
@@ -43,17 +56,30 @@ def sparsify(
     Args:
         model: any model; its weights are set to zero off the masks, in place.
         optimizer: the optimizer of its weights, or several. A step is counted when the last of them has stepped.
-        sparsity: share of disabled links of every kernel, in [0, 1).
-        method: ``"static"``, ``"set"``, ``"cht"`` or ``"chts"``, see :data:`chtconv.methods.METHODS`.
-        predictor: link predictor of CHT and CHTs, see :func:`chtconv.link_scores`.
+        sparsity: share of disabled links, in [0, 1): of every kernel, or of the layers as ``allocation`` and
+            ``distribution`` say; where the method changes it, that at the end.
+        method: a name in :data:`chtconv.methods.METHODS`, or a method put together with :func:`chtconv.method`.
+        predictor: link predictor of methods that use one, see :func:`chtconv.link_scores`.
         graph: ``"kernel"``, the graph of the paper, or ``"layer"``, in which all kernels of a layer share one.
-        zeta: fraction of the links of a kernel that an evolution removes and regrows, in (0, 1].
-        zeta_schedule: ``"constant"`` or ``"cosine"`` (falling to 0 at ``stop``); by default cosine where the end is
-            known from ``stop`` or ``total_steps``, else constant.
+        zeta: fraction of the links that an evolution removes and regrows, in (0, 1].
+        zeta_schedule: ``"constant"``, ``"cosine"`` or ``"linear"`` (both falling to 0 at ``stop``); by default that of
+            the method or, where it has none, cosine where the end is known from ``stop`` or ``total_steps``, else
+            constant.
         interval: optimizer steps between two evolutions.
         stop: no evolution at this optimizer step or later; by default three quarters of ``total_steps``.
         total_steps: length of the training in optimizer steps, only used for ``stop``.
-        layers: names of the convolutions to make sparse, with wildcards; all by default.
+        layers: what to make sparse: names of modules with wildcards, types of modules, or a function of name and
+            module; by default every convolution, transposed ones too, and no linear layer.
+        overrides: by name of modules with wildcards, what is different there: any of ``sparsity``, ``method``,
+            ``predictor``, ``graph``, ``allocation`` and ``initial``. Where several match, later ones win.
+        allocation: ``"kernel"``, the same number of links in every kernel (the paper), or ``"layer"``, where links
+            compete within the whole layer (as SET and RigL are usually run); by default kernel, but layer for methods
+            that move links between kernels or layers.
+        distribution: ``"uniform"``, the same sparsity in every layer, or ``"erk"`` (Erdős-Rényi-Kernel); layers with
+            a sparsity of their own do not take part.
+        initial: initial topology: ``"random"``, or for linear layers ``"small_world"`` or ``"receptive_field"``, see
+            :mod:`chtconv.bipartite`.
+        initial_sparsity: sparsity before training, for methods that change it; by default that of the method.
         seed: initial masks and evolution depend on this and nothing else that is random.
         exact: score links with sums that do not depend on the number of threads, at some cost, see
             :func:`chtconv.link_scores`.
@@ -74,34 +100,89 @@ def sparsify(
         >>> topology.evolutions, topology.stats()["links"]
         (1, 24)
     """
+    optimizers = _optimizers(optimizer)
+    modules = find_layers(model, layers)
+    general = Settings(sparsity, find_method(method), predictor, graph, exact, allocation, initial)
+    settings = _settings(modules, general, overrides or {})
+    schedule = _schedule(settings, zeta, zeta_schedule, interval, stop, total_steps)
+    _check_weights(modules, optimizers)
+    densities = _densities(modules, settings, distribution, sparsity, initial_sparsity)
+    for name, module in modules.items():
+        _check_layer(name, module, settings[name], densities[name])
+    chains = None
+    if any(each.method.prune_dead for each in settings.values()):
+        chains = consecutive_layers(model, list(modules))
+    seed_names = canonical_names(_parameter(name) for name in modules)
+    sparse = [
+        _sparse_layer(name, seed_names[_parameter(name)], module, settings[name], densities[name], seed)
+        for name, module in modules.items()
+    ]
+    return Topology(model, optimizers, sparse, schedule, seed, chains)
+
+
+def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     if not optimizers or not all(isinstance(each, Optimizer) for each in optimizers):
         raise ConfigurationError(f"optimizer={optimizer!r}: accepted is an optimizer of torch, or a list of them.")
+    return optimizers
+
+
+def _settings(
+    modules: Mapping[str, Layer], general: Settings, overrides: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Settings]:
+    """The settings of each layer."""
+    for pattern, changes in overrides.items():
+        if not any(fnmatchcase(name, pattern) for name in modules):
+            raise ConfigurationError(
+                f"overrides[{pattern!r}] matches no sparse layer; those of the model are {', '.join(modules)}."
+            )
+        for key in changes:
+            if key not in OVERRIDABLE:
+                raise unknown(f"override of {pattern!r}", key, OVERRIDABLE)
+    settings = dict.fromkeys(modules, general)
+    for name in modules:
+        for pattern, changes in overrides.items():
+            if fnmatchcase(name, pattern):
+                settings[name] = replace(settings[name], **changes)
+        each = settings[name]
+        chosen = find_method(each.method)
+        settings[name] = replace(
+            each,
+            method=chosen,
+            predictor=chosen.predictor or each.predictor,
+            allocation=each.allocation or ("layer" if chosen.moves_links else "kernel"),
+        )
+    return settings
+
+
+def _schedule(
+    settings: Mapping[str, Settings],
+    zeta: float,
+    zeta_schedule: str | None,
+    interval: int,
+    stop: int | None,
+    total_steps: int | None,
+) -> Schedule:
     if total_steps is not None and total_steps < 1:
         raise ConfigurationError(f"total_steps={total_steps!r}: accepted is at least 1 optimizer step.")
-    check_names(predictor, graph)
     if stop is None and total_steps is not None:
         stop = total_steps * 3 // 4
-    decay = zeta_schedule or ("constant" if stop is None else "cosine")
-    schedule = Schedule(zeta, decay, interval, stop)
-    chosen = find_method(method)
-    modules = find_layers(model, layers)
-    links = _links(modules, optimizers, sparsity)
-    if chosen.uses_scores:
-        for name, module in modules.items():
-            check_paths(f"layer {name}", math.prod(module.kernel_size), predictor, graph)
-    seed_names = canonical_names(_parameter(name) for name in modules)
-    sparse = [
-        _sparse_layer(_parameter(name), seed_names[_parameter(name)], module, links[name], seed)
-        for name, module in modules.items()
-    ]
-    return Topology(optimizers, sparse, chosen, LinkPrediction(predictor, graph, exact), schedule, seed)
+    if stop is None:
+        for name, each in settings.items():
+            if each.method.density != "constant":
+                raise ConfigurationError(
+                    f"layer {name}: the density schedule {each.method.density!r} needs an end: "
+                    "give stop or total_steps."
+                )
+    wanted = {each.method.zeta_schedule for each in settings.values()}
+    usual = next(iter(wanted)) if len(wanted) == 1 else None
+    decay = zeta_schedule or ("constant" if stop is None else usual or "cosine")
+    return Schedule(zeta, decay, interval, stop)
 
 
-def _links(modules: dict[str, Convolution], optimizers: list[Optimizer], sparsity: float) -> dict[str, int]:
-    """Links of a kernel of each layer, after every layer and optimizer was checked and before any is touched."""
+def _check_weights(modules: Mapping[str, Layer], optimizers: Sequence[Optimizer]) -> None:
+    """Every weight is a plain one of its own that an optimizer trains; before anything is touched."""
     owner: dict[nn.Parameter, str] = {}
-    links = {}
     for name, module in modules.items():
         weight = weight_of(module, name)
         if getattr(module, MARK, WeakHook()).alive:
@@ -113,17 +194,88 @@ def _links(modules: dict[str, Convolution], optimizers: list[Optimizer], sparsit
         if not any(group_of(optimizer, weight) for optimizer in optimizers):
             raise ConfigurationError(f"layer {name}: no optimizer holds its weight; pass the one that trains it.")
         owner[weight] = name
-        links[name] = links_per_kernel(sparsity, weight[0].numel(), name)
     for optimizer in optimizers:
         check_supported(optimizer)
-    return links
+
+
+def _densities(
+    modules: Mapping[str, Layer],
+    settings: Mapping[str, Settings],
+    distribution: str,
+    sparsity: float,
+    initial_sparsity: float | None,
+) -> dict[str, tuple[float, float]]:
+    """Density of each layer before training and at the end."""
+    if distribution not in DISTRIBUTIONS:
+        raise unknown("distribution", distribution, DISTRIBUTIONS)
+    shapes = {
+        name: (matrix_shape(module)[0], *kernel_shape(module))
+        for name, module in modules.items()
+        if settings[name].sparsity == sparsity
+    }
+
+    def distributed(level: float) -> dict[str, float]:
+        return DISTRIBUTIONS[distribution](shapes, level)
+
+    last = distributed(sparsity) | {
+        name: _density(each.sparsity, name) for name, each in settings.items() if name not in shapes
+    }
+    densities = {}
+    for name, each in settings.items():
+        start = initial_sparsity if initial_sparsity is not None else each.method.initial_sparsity
+        if each.method.density == "constant":
+            if initial_sparsity is not None:
+                raise ConfigurationError(
+                    f"layer {name}: initial_sparsity={initial_sparsity!r} with a method of constant density; accepted "
+                    "are methods that change it, such as method='granet', or chtconv.method(..., density='sigmoid')."
+                )
+            densities[name] = (last[name], last[name])
+        elif start is None:
+            raise ConfigurationError(
+                f"layer {name}: the density schedule {each.method.density!r} needs a start: give initial_sparsity."
+            )
+        else:
+            first = distributed(start)[name] if name in shapes else _density(start, name)
+            densities[name] = (first, last[name])
+    return densities
+
+
+def _density(sparsity: float, name: str) -> float:
+    return DISTRIBUTIONS["uniform"]({name: (1, 1)}, sparsity)[name]
+
+
+def _check_layer(name: str, module: Layer, settings: Settings, densities: tuple[float, float]) -> None:
+    """Everything about a layer that can be wrong before anything is touched."""
+    method, allocation = settings.method, settings.allocation
+    check_names(settings.predictor, settings.graph)
+    if allocation not in ALLOCATIONS:
+        raise unknown("allocation", allocation, ALLOCATIONS)
+    if method.uses_scores:
+        check_paths(f"layer {name}", positions_of(module), settings.predictor, settings.graph)
+    if method.moves_links and allocation != "layer":
+        raise ConfigurationError(
+            f"layer {name}: a method with redistribute=True or prune_dead=True changes the number of links of "
+            f"kernels; accepted is allocation='layer' with it, not {allocation!r}."
+        )
+    for density in densities:
+        links_at(density, matrix_shape(module), allocation, name)
 
 
 def _parameter(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
-def _sparse_layer(name: str, seed_name: str, module: Convolution, links: int, seed: int) -> SparseLayer:
-    weight = weight_of(module, name)
-    draw = generator(seed, "mask", seed_name, device=weight.device)
-    return SparseLayer(name, seed_name, module, links, random_mask(len(weight), weight[0].numel(), links, draw))
+def _sparse_layer(
+    layer: str, seed_name: str, module: Layer, settings: Settings, densities: tuple[float, float], seed: int
+) -> SparseLayer:
+    shape, name = matrix_shape(module), _parameter(layer)
+    mask_OI = initial_mask(
+        settings.initial,
+        shape,
+        links_at(densities[0], shape, settings.allocation, layer),
+        settings.allocation,
+        generator(seed, "mask", seed_name, device=module.weight.device),
+        layer,
+        linear=positions_of(module) == 1 and groups_of(module) == 1,
+    )
+    return SparseLayer(name, seed_name, module, settings, densities, mask_OI)

@@ -5,21 +5,24 @@ clipping and third-party code see a plain model. Gradients are masked as they ar
 anything else can see them; the optimizer's hooks count steps and let the topology evolve.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from chtconv.chains import Link, consecutive_layers
 from chtconv.enforcement import apply_bits, bits_of, is_zero_off_mask, matching
 from chtconv.errors import ConfigurationError
-from chtconv.evolution import evolve
+from chtconv.evolution import Evolved, evolve
 from chtconv.hooks import WeakHook
-from chtconv.layers import SparseLayer
-from chtconv.methods import Method
-from chtconv.metrics import layer_stats, overall_stats
+from chtconv.layers import INPUT_SIZE, SparseLayer, check_mask
+from chtconv.matrix import from_matrix
+from chtconv.metrics import FROM_RECORD, active_channels, layer_stats, overall_stats
 from chtconv.optimizer_state import reset_off_mask
 from chtconv.randomness import canonical_names, generator
 from chtconv.record import Record
@@ -29,44 +32,40 @@ from chtconv.schedule import Schedule
 MARK = "_chtconv_topology"
 
 
-class LinkPrediction(NamedTuple):
-    """How links are scored: the predictor, the graph, and whether the arithmetic is exact."""
-
-    predictor: str
-    graph: str
-    exact: bool
-
-
 class Topology:
     """The evolving topology of a model; made by :func:`chtconv.sparsify`.
 
     Attributes:
         step_count: optimizer steps since the start.
         evolutions: evolutions since the start.
+        schedule: when the topology evolves, and the drop fraction.
     """
 
     def __init__(
         self,
+        model: nn.Module,
         optimizers: list[Optimizer],
         layers: list[SparseLayer],
-        method: Method,
-        prediction: LinkPrediction,
         schedule: Schedule,
         seed: int,
+        chains: Sequence[Link] | None = None,
     ) -> None:
         self.step_count = 0
         self.evolutions = 0
         self.schedule = schedule
+        # Weakly: a topology that is kept for its record keeps no model alive.
+        self._model = weakref.ref(model)
         self._optimizers = optimizers
         self._layers = layers
-        self._method = method
-        self._prediction = prediction
         self._seed = seed
+        self._chains = chains
         self._record = Record()
         self._unchecked = False
         self._stepping = False
         self._handles: list[RemovableHandle] = []
+        self._callbacks: OrderedDict[int, Callable[[Topology], None]] = OrderedDict()
         self._register_hooks()
+        self._arm()
         self.enforce()
 
     @property
@@ -80,13 +79,22 @@ class Topology:
         return [dict(row) for row in self._record.rows()]
 
     def stats(self) -> dict[str, Any]:
-        """Density, links, ITOP and the like of every layer (``"layers"``) and of all together."""
-        by_layer = {layer.name: layer_stats(layer) for layer in self._layers}
+        """Numbers of every layer (``"layers"``) and of all together; see :mod:`chtconv.metrics`."""
+        by_layer = {layer.name: layer_stats(layer, self.step_count) for layer in self._layers}
         for row in self._record.last():
-            by_layer[row["layer"]]["overlap"] = row["overlap"]
+            by_layer[row["layer"]] |= {key: row[key] for key in FROM_RECORD}
         return overall_stats(by_layer) | {
-            "evolutions": self.evolutions, "step": self.step_count, "layers": by_layer,
-        }  # fmt: skip
+            "anp": active_channels(self._layers, self._known_chains()),
+            "evolutions": self.evolutions,
+            "step": self.step_count,
+            "layers": by_layer,
+        }
+
+    def on_evolution(self, callback: Callable[["Topology"], None]) -> RemovableHandle:
+        """Calls ``callback(topology)`` after every evolution, until ``remove()`` of the handle is called."""
+        handle = RemovableHandle(self._callbacks)
+        self._callbacks[handle.id] = callback
+        return handle
 
     def step(self) -> None:
         """Counts an optimizer step, and evolves when it is time.
@@ -94,8 +102,20 @@ class Topology:
         The optimizer's hook calls this; call it by hand only where no hook runs, as in the replay of a CUDA graph.
         """
         self.step_count += 1
+        for layer in self._layers:
+            layer.count_step()
         if self.schedule.evolves_at(self.step_count):
             self.evolve()
+        self._arm()
+
+    def capture_gradients(self) -> None:
+        """Keeps the gradients of disabled links in the next backward pass, for an evolution that is called by hand.
+
+        Only methods that go by gradients (RigL, SNFS, GraNet) need it, and only then: evolutions at their own time
+        do it by themselves.
+        """
+        for layer in self._layers:
+            layer.capture(layer.settings.method.needs_dense_gradients)
 
     @torch.no_grad()
     def evolve(self) -> None:
@@ -104,35 +124,66 @@ class Topology:
         The fraction removed is that of the schedule at this step: none once a cosine has ended.
 
         Raises:
-            ConfigurationError: link prediction needs the input size of a layer that was not called yet.
+            ConfigurationError: link prediction needs the input size of a layer that was not called yet, or regrowth
+                by gradient a gradient that was not kept.
         """
-        if self._method.regrowth is None:
+        evolving = [layer for layer in self._layers if layer.settings.method.evolves]
+        if not evolving:
             return
         self._check_loaded()
-        if self._method.uses_scores:
-            for layer in self._layers:
-                layer.geometry()
-        for layer in self._layers:
-            self._evolve_layer(layer)
-        self.evolutions += 1
-
-    def _evolve_layer(self, layer: SparseLayer) -> None:
-        weight = layer.weight
-        layer.bits = matching(layer.bits, weight)
-        evolved = evolve(
-            weight.detach().flatten(1),
-            layer.mask.flatten(1),
-            method=self._method,
-            links=layer.links,
+        self._check_ready(evolving)
+        results = evolve(
+            evolving,
             zeta=self.schedule.zeta_at(self.step_count),
-            link_scores=lambda mask_OI: layer.link_scores(mask_OI, *self._prediction),
-            generator=generator(self._seed, "evolution", self.evolutions, layer.seed_name, device=weight.device),
+            progress=self.schedule.progress(self.step_count),
+            generator_of=self._generator_of,
+            chains=self._chains or (),
         )
-        new_mask = evolved.mask.view(weight.shape)
-        layer.bits = bits_of(new_mask, weight)
-        layer.explored = layer.explored.to(weight.device) | new_mask
+        for evolved in results:
+            self._put_into_force(evolved)
+        self.evolutions += 1
+        for callback in list(self._callbacks.values()):
+            callback(self)
+
+    def _check_ready(self, layers: list[SparseLayer]) -> None:
+        """All that an evolution needs is there, before anything is changed."""
+        for layer in layers:
+            method = layer.settings.method
+            if method.uses_scores:
+                layer.geometry()
+            if method.needs_dense_gradients and not layer.has_gradients:
+                raise ConfigurationError(
+                    f"layer {layer.name}: regrowth {method.regrowth!r} needs the gradients of disabled links, and none "
+                    "were kept; before an evolution by hand call topology.capture_gradients(), then run the backward "
+                    "pass."
+                )
+
+    def _generator_of(self, layer: SparseLayer) -> torch.Generator:
+        return generator(self._seed, "evolution", self.evolutions, layer.seed_name, device=layer.weight.device)
+
+    def _put_into_force(self, evolved: Evolved) -> None:
+        layer = evolved.layer
+        old_OI, new = layer.matrix(layer.mask), from_matrix(evolved.mask, layer.module)
+        layer.bits = bits_of(new, layer.weight)
+        layer.links = evolved.links
+        layer.explored = layer.explored.to(new.device) | new
         self._enforce_layer(layer)
-        self._record.add(self.evolutions, self.step_count, layer, evolved)
+        self._record.add(self.evolutions, self.step_count, evolved, layer.newest, layer.explored)
+        layer.newest = evolved.mask & ~old_OI
+        stop = layer.settings.method.early_stop
+        if stop is not None and not layer.stopped:
+            removed = evolved.removed
+            layer.stopped = bool((removed & evolved.mask).sum() >= stop * removed.sum().clamp_min(1))
+
+    def _known_chains(self) -> Sequence[Link]:
+        """Which layers feed which, found once; none where the model is gone or cannot be traced."""
+        model = self._model()
+        if self._chains is None and model is not None:
+            try:
+                self._chains = consecutive_layers(model, [layer.module_name for layer in self._layers])
+            except ConfigurationError:
+                self._chains = ()
+        return self._chains or ()
 
     def _enforce_layer(self, layer: SparseLayer) -> None:
         """Puts the mask into force: weights to zero, gradients to zero, optimizer state to that of a fresh start."""
@@ -143,18 +194,26 @@ class Topology:
         for optimizer in self._optimizers:
             reset_off_mask(optimizer, weight, layer.bits)
 
+    def _arm(self) -> None:
+        """Dense gradients are kept on the steps before an evolution, and on all steps where they are averaged."""
+        evolves_next = self.schedule.evolves_at(self.step_count + 1)
+        for layer in self._layers:
+            worth = layer.settings.method.worth
+            layer.capture(worth == "momentum" or (worth == "gradient" and evolves_next))
+
     def _register_hooks(self) -> None:
         """The optimizers own the topology through their hooks; the model does not, see :class:`WeakHook`."""
         for layer in self._layers:
             module = layer.module
-            mask_gradient, after_load = WeakHook(layer.mask_gradient), WeakHook(self._after_load)
+            after_load = WeakHook(self._after_load)
             setattr(module, MARK, after_load)
             layer.handles += [
-                layer.weight.register_post_accumulate_grad_hook(mask_gradient),
+                layer.weight.register_post_accumulate_grad_hook(WeakHook(layer.accumulated)),
                 module.register_load_state_dict_post_hook(after_load),  # type: ignore[no-untyped-call]
             ]
-            if self._method.uses_scores:
-                layer.observe_input_size()
+            if layer.settings.method.needs_dense_gradients:
+                layer.handles.append(layer.weight.register_hook(WeakHook(layer.before_accumulation)))
+            layer.observe_input_size()
         for optimizer in self._optimizers:
             self._handles += [
                 optimizer.register_step_pre_hook(self._before_step),
@@ -226,7 +285,7 @@ class Topology:
             "step_count": self.step_count,
             "evolutions": self.evolutions,
             "masks": self.masks,
-            "explored": {layer.name: layer.explored.clone() for layer in self._layers},
+            "layers": {layer.name: layer.state_dict() for layer in self._layers},
             "records": self.records,
         }
 
@@ -237,20 +296,20 @@ class Topology:
             ConfigurationError: masks of other layers, shapes or numbers of links.
         """
         names = canonical_names(state["masks"])
-        masks, explored = ({names[key]: value for key, value in state[part].items()} for part in ("masks", "explored"))
+        masks, layers = ({names[key]: value for key, value in state[part].items()} for part in ("masks", "layers"))
         if set(masks) != {layer.seed_name for layer in self._layers}:
             raise ConfigurationError(
                 f"the state holds masks of {sorted(masks)}; "
                 f"the sparse layers are {sorted(layer.seed_name for layer in self._layers)}."
             )
         for layer in self._layers:
-            _check_mask(layer, masks[layer.seed_name])
+            check_mask(layer, masks[layer.seed_name], layers[layer.seed_name]["links"])
         for layer in self._layers:
-            layer.bits = bits_of(masks[layer.seed_name], layer.weight)
-            layer.explored.copy_(explored[layer.seed_name])
+            layer.load_state_dict(masks[layer.seed_name], layers[layer.seed_name])
         self.step_count, self.evolutions = int(state["step_count"]), int(state["evolutions"])
         self._record = Record(state["records"])
         self._unchecked = True
+        self._arm()
 
     def detach(self) -> None:
         """Removes every hook: the model stays as it is, plain and sparse, and trains densely from here."""
@@ -258,20 +317,6 @@ class Topology:
             for handle in layer.handles:
                 handle.remove()
             layer.module.__dict__.pop(MARK, None)
-            layer.module.__dict__.pop("_chtconv_input_size", None)
+            layer.module.__dict__.pop(INPUT_SIZE, None)
         for handle in self._handles:
             handle.remove()
-
-
-def _check_mask(layer: SparseLayer, mask: Tensor) -> None:
-    if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
-        raise ConfigurationError(
-            f"layer {layer.name}: the mask to load is {mask.dtype} of shape {list(mask.shape)}; "
-            f"accepted is torch.bool of shape {list(layer.weight.shape)}."
-        )
-    links = mask.flatten(1).sum(1)
-    if not bool((links == layer.links).all()):
-        raise ConfigurationError(
-            f"layer {layer.name}: the mask to load has {int(links.min())} to {int(links.max())} links a kernel; "
-            f"accepted are {layer.links}, as sparsify was told."
-        )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.explain.layers import MaskedLayer, masked_layers
-from chtconv.initial import links_per_kernel, random_mask
+from chtconv.initial import links_at, random_mask
 from chtconv.layers import find_layers
 from chtconv.models import build_model
 from chtconv.randomness import generator
@@ -62,7 +62,7 @@ def random_layer(
     """
     positions = math.prod(shape[1:])
     draw = generator(seed, "mask", "explain")
-    mask_OI = random_mask(shape[0], positions, links_per_kernel(sparsity, positions, "--shape"), draw)
+    mask_OI = random_mask(shape[0], positions, links_at(1 - sparsity, (shape[0], positions), "kernel", "--shape"), draw)
     return MaskedLayer(mask_OI.view(shape), input_size, arguments)
 
 
