@@ -55,7 +55,8 @@ def result(summary: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _mean(records: list[dict[str, Any]], key: str) -> float | None:
-    return sum(record[key] for record in records) / len(records) if records else None
+    known = [record[key] for record in records if record[key] is not None]
+    return sum(known) / len(known) if known else None
 
 
 def main() -> None:

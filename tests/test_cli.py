@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from chtconv.methods import METHODS
 from chtconv.training.config import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,8 @@ OPTIONS = """
     --dataset --image-size --validation --batch-size --flip --no-flip --crop
     --model --width --head --dropout
     --method --predictor --graph --sparsity --layers --zeta --zeta-schedule --evolutions-per-epoch --stop-fraction
+    --allocation --distribution --removal --regrowth --density --initial-sparsity --temperature --explore --early-stop
+    --prune-dead --no-prune-dead
     --epochs --optimizer --lr --momentum --weight-decay --warmup-epochs --schedule --final-lr --decay-end
     --seed --device --precision --backend --threads
 """
@@ -61,7 +64,7 @@ def test_the_options_are_those_that_are_promised(chtconv: Run) -> None:
 
 def test_help_names_every_choice_and_default(chtconv: Run) -> None:
     text = " ".join(chtconv("train", "--help")[1].split())
-    assert "dense, static, set, cht, chts (chts)" in text
+    assert f"{', '.join(('dense', *METHODS))} (chts)" in text
     assert "share of the links that is absent (0.9)" in text
 
 
@@ -103,7 +106,7 @@ def test_version(chtconv: Run) -> None:
         ("train --graph kernal", "unknown graph 'kernal': did you mean 'kernel'?"),
         ("train --model vgg61", "unknown model 'vgg61': did you mean 'vgg16'?"),
         ("train --recipe paper-cifar1", "unknown recipe 'paper-cifar1': did you mean 'paper-cifar10'?"),
-        ("train --layers features.1", "layers='features.1' matches no convolution"),
+        ("train --layers features.1", "layers='features.1' matches no layer"),
         ("train --dataset ./nowhere", "nowhere"),
         ("train --validation 2000", "validation=2000"),
         ("train --resume", "holds no run to resume"),

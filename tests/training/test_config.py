@@ -48,8 +48,28 @@ BAD: list[tuple[str, Any]] = [
     ("seed", -1),
     ("seed", 1.0),
     ("threads", 0),
+    ("allocation", 3),
+    ("removal", True),
+    ("regrowth", 1.5),
+    ("density", 0.5),
+    ("initial_sparsity", 1.0),
+    ("temperature", -1.0),
+    ("explore", 1.5),
+    ("early_stop", 0.0),
+    ("prune_dead", "maybe"),
 ]
-TABLES = ["model", "method", "predictor", "graph", "zeta_schedule", "optimizer", "schedule", "device", "precision"]
+TABLES = [
+    "model",
+    "method",
+    "predictor",
+    "graph",
+    "zeta_schedule",
+    "distribution",
+    "optimizer",
+    "schedule",
+    "device",
+    "precision",
+]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)

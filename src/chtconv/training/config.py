@@ -4,10 +4,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from chtconv.distribution import DISTRIBUTIONS
 from chtconv.errors import ConfigurationError, unknown
+from chtconv.initial import ALLOCATIONS
 from chtconv.methods import METHODS
 from chtconv.models import MODELS
-from chtconv.schedule import DECAYS
+from chtconv.regrowth import REGROWTHS
+from chtconv.removal import REMOVALS
+from chtconv.schedule import DECAYS, DENSITIES
 from chtconv.scores.api import GRAPHS, SCORES
 from chtconv.training.setting import Setting, choice, nonnegative, positive, share, switch, text, whole
 
@@ -56,6 +60,32 @@ class Topology:
     zeta_schedule: str = choice("course of zeta until evolution stops", lambda: DECAYS).field("cosine")
     evolutions_per_epoch: float = positive("evolutions an epoch; 0.5 is every second epoch").field(1.0)
     stop_fraction: float = share("share of training after which links stay", whole_too=True).field(0.75)
+    allocation: str | None = choice(
+        "where the number of links is the same; none is that of the method", lambda: ALLOCATIONS, optional=True
+    ).field(None)
+    distribution: str = choice("of the sparsity over layers", lambda: DISTRIBUTIONS).field("uniform")
+    removal: str | None = choice(
+        "which links go; none is that of the method, like what follows", lambda: REMOVALS, optional=True
+    ).field(None)
+    regrowth: str | None = choice("which links come", lambda: REGROWTHS, optional=True).field(None)
+    density: str | None = choice("course of the number of links", lambda: DENSITIES, optional=True).field(None)
+    initial_sparsity: float | None = share("sparsity before training", least=0, optional=True).field(None)
+    temperature: float | None = nonnegative("power of the link scores in sampling", optional=True).field(None)
+    explore: float | None = share(
+        "share of sampling that is spread evenly", least=0, whole_too=True, optional=True
+    ).field(None)
+    early_stop: float | None = share(
+        "overlap of removed and regrown links at which a layer stops", whole_too=True, optional=True
+    ).field(None)
+    prune_dead: bool = switch("remove the links of channels that lost all on one side").field(False)
+
+    def changes(self) -> dict[str, Any]:
+        """What is different from the named method, as :func:`chtconv.method` takes it."""
+        names = ("removal", "regrowth", "density", "temperature", "explore", "early_stop")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None} | (
+            {"prune_dead": True} if self.prune_dead else {}
+        )
 
 
 @dataclasses.dataclass(frozen=True)

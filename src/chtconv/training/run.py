@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chtconv.data import Batches, Dataset, load_dataset
+from chtconv.methods import method
 from chtconv.models import build_model
 from chtconv.sparsification import sparsify
 from chtconv.topology import Topology
@@ -145,7 +146,7 @@ def _topology(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         model,
         optimizer,
         sparsity=settings.sparsity,
-        method=settings.method,
+        method=method(settings.method, **settings.changes()),
         predictor=settings.predictor,
         graph=settings.graph,
         zeta=settings.zeta,
@@ -154,5 +155,8 @@ def _topology(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         stop=max(1, round(settings.stop_fraction * total)),
         total_steps=total,
         layers=None if settings.layers == "*" else settings.layers.split(","),
+        allocation=settings.allocation,
+        distribution=settings.distribution,
+        initial_sparsity=settings.initial_sparsity,
         seed=config.machine.seed,
     )

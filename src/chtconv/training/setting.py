@@ -79,9 +79,9 @@ def text(help: str) -> Setting:
     return Setting(help, "text", "not empty", bool)
 
 
-def choice(help: str, names: Callable[[], Iterable[str]]) -> Setting:
+def choice(help: str, names: Callable[[], Iterable[str]], *, optional: bool = False) -> Setting:
     """One of the names of a table."""
-    return Setting(help, "text", choices=names)
+    return Setting(help, "text", choices=names, optional=optional)
 
 
 def switch(help: str) -> Setting:
@@ -100,12 +100,12 @@ def positive(help: str) -> Setting:
     return Setting(help, "real", "above 0", lambda value: math.isfinite(value) and value > 0)
 
 
-def nonnegative(help: str) -> Setting:
+def nonnegative(help: str, *, optional: bool = False) -> Setting:
     """A finite number, zero or above."""
-    return Setting(help, "real", "at least 0", lambda value: math.isfinite(value) and value >= 0)
+    return Setting(help, "real", "at least 0", lambda value: math.isfinite(value) and value >= 0, optional=optional)
 
 
-def share(help: str, *, least: float | None = None, whole_too: bool = False) -> Setting:
+def share(help: str, *, least: float | None = None, whole_too: bool = False, optional: bool = False) -> Setting:
     """A share between 0 and 1: with 0 only if ``least`` is 0, with 1 only if ``whole_too``."""
     low, high = ("above 0" if least is None else f"at least {least:g}"), ("at most 1" if whole_too else "below 1")
 
@@ -113,4 +113,4 @@ def share(help: str, *, least: float | None = None, whole_too: bool = False) -> 
         above = value > 0 if least is None else value >= least
         return above and (value <= 1 if whole_too else value < 1)
 
-    return Setting(help, "real", f"{low} and {high}", fits)
+    return Setting(help, "real", f"{low} and {high}", fits, optional=optional)
