@@ -1,17 +1,6 @@
 """The methods of sparse training: each is a removal, a regrowth and a density schedule, and nothing else.
 
-| method | removal | regrowth | density | source |
-|---|---|---|---|---|
-| static | none | none | constant | |
-| set | magnitude | uniform | constant | Mocanu et al. 2018 |
-| rigl | magnitude | gradient | constant | Evci et al. 2020 |
-| snfs | magnitude | momentum, links move between layers | constant | Dettmers and Zettlemoyer 2019 |
-| mest | magnitude and gradient | uniform | constant | Yuan et al. 2021 |
-| gmp | magnitude | none | cubic, from dense | Zhu and Gupta 2017 |
-| granet | magnitude | gradient | cubic, from 50 % | Liu et al. 2021 |
-| cht | magnitude | highest score | constant | the paper |
-| chts | magnitude | sampled by score | constant | the paper, with the regrowth of CHTs |
-| chtss | soft magnitude | sampled by score | sigmoid, from 50 % | CHTss |
+`docs/methods.md` has the table with the sources.
 """
 
 from collections.abc import Mapping
