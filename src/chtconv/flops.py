@@ -15,36 +15,20 @@ Conventions, those of Evci et al., Rigging the Lottery (ICML 2020, appendix on t
 This is the arithmetic that sparse kernels would have to do. The optimizer and the evolution itself are not in it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry, mm_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, mm_flop
 
 from chtconv.errors import ConfigurationError
+from chtconv.flop_attribution import Attribution, left_as_it_was
 from chtconv.geometry import Geometry
+from chtconv.matrix import CONVOLUTIONS, TRANSPOSED
 from chtconv.randomness import canonical_names
-
-Formula: TypeAlias = Callable[..., int]
-
-aten = torch.ops.aten
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-# Products that torch's own table leaves out, some of them only in older versions.
-MORE_FORMULAS: dict[Any, Formula] = {
-    aten.dot: lambda vector, *_, out_val: 2 * vector.numel(),
-    aten.mv: lambda matrix, *_, out_val: 2 * matrix.numel(),
-    aten.addmv: lambda _, matrix, *__, out_val, **___: 2 * matrix.numel(),
-    aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-}
 
 
 @dataclass(frozen=True)
@@ -126,9 +110,9 @@ def count_flops(model: nn.Module, *inputs: Any, densities: Mapping[str, float] |
     for name, parameter in parameters.items():
         if is_lazy(parameter):
             raise ConfigurationError(f"layer {name} has no size yet; call the model once before its FLOPs are counted.")
-    attribution = _Attribution(model, parameters)
+    attribution = Attribution(model, parameters)
     share = {attribution.owner(parameters[name]): d for name, d in _checked(densities or {}, parameters).items()}
-    with _left_as_it_was(model), attribution.following(), FlopCounterMode(
+    with left_as_it_was(model), attribution.following(), FlopCounterMode(
         display=False, custom_mapping=attribution.formulas()
     ):  # fmt: skip
         # The shell of torch.compile warns of the counter's hooks.
@@ -194,7 +178,7 @@ def layer_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
     if isinstance(module, nn.Linear):
         _check_shape(module, shape, shape[-1:] == [module.in_features], f"[..., {module.in_features}]")
         return int(mm_flop([prod(shape[:-1]), module.in_features], [module.in_features, module.out_features]))
-    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+    if not isinstance(module, CONVOLUTIONS):
         raise ConfigurationError(
             f"{type(module).__name__}: accepted are Conv1d, Conv2d, Conv3d, their transposed forms, and Linear."
         )
@@ -228,106 +212,3 @@ def _checked(densities: Mapping[str, float], layers: Mapping[str, object]) -> di
         if not 0 <= density <= 1:
             raise ConfigurationError(f"layer {name}: density {density!r}; accepted are numbers from 0 to 1.")
     return {names[name]: density for name, density in densities.items()}
-
-
-class _Attribution:
-    """Whose each counted operation is: the parameter's that it multiplies with, else the innermost module's.
-
-    Parameters are recognised by their memory, so that transposed, sliced and, under autocast, converted ones are.
-    """
-
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.flops: dict[str, int] = {}
-        self._modules = {module: name for name, module in model.named_modules()}
-        self._running = [""]
-        # The storages are kept alive, lest others get their address.
-        self._owners: dict[int, tuple[torch.UntypedStorage, str, int]] = {}
-        for name, parameter in parameters.items():
-            storage = parameter.untyped_storage()
-            self._owners.setdefault(_address(parameter), (storage, name, parameter.ndim))
-
-    def owner(self, *tensors: Tensor) -> str:
-        """The parameter with most axes among these, hence no bias; the innermost module that runs if there is none."""
-        found = [self._owners[each] for each in map(_address, tensors) if each in self._owners]
-        return max(found, key=lambda each: each[2])[1] if found else self._running[-1]
-
-    def formulas(self) -> dict[Any, Formula]:
-        """Torch's formulas, each of which tells this object what it has counted."""
-        counting = {op: _Raw(self._counting(formula)) for op, formula in (MORE_FORMULAS | flop_registry).items()}
-        return {**counting, aten._to_copy: _Raw(self._copied), aten.clone: _Raw(self._copied)}
-
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """Knows which module runs, within this context."""
-
-        def enter(module: nn.Module, _: Any) -> None:
-            self._running.append(self._modules.get(module, self._running[-1]))
-
-        def leave(*_: Any) -> None:
-            self._running.pop()
-
-        handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _counting(self, formula: Formula) -> Formula:
-        def counted(*args: Any, **kwargs: Any) -> int:
-            flops = int(formula(*args, **kwargs))
-            name = self.owner(*(each for each in args if isinstance(each, Tensor)))
-            self.flops[name] = self.flops.get(name, 0) + flops
-            return flops
-
-        return counted
-
-    def _copied(self, source: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-        if (address := _address(source)) in self._owners:
-            self._owners[_address(out_val)] = (out_val.untyped_storage(), *self._owners[address][1:])
-        return 0
-
-
-def _address(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-class _Raw:
-    """A formula that FlopCounterMode hands tensors instead of their shapes."""
-
-    _get_raw = True
-
-    def __init__(self, formula: Formula) -> None:
-        self._formula = formula
-
-    def __call__(self, *args: Any, **kwargs: Any) -> int:
-        return self._formula(*args, **kwargs)
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, nothing compiled or fused beyond recognition; undone at the end."""
-    before = [(module, module.training, _notes(module)) for module in model.modules()]
-    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # Autocast would hand this pass weights that it has converted before and, in older versions of torch, hand later
-    # passes those that are converted here, without gradients.
-    torch.clear_autocast_cache()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"):
-            model.eval()
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch.clear_autocast_cache()
-        for module, training, notes in before:
-            module.training = training
-            for key in _notes(module):
-                del vars(module)[key]
-            vars(module).update(notes)
-
-
-def _notes(module: nn.Module) -> dict[str, Any]:
-    """What chtconv noted at a module, such as the size of its last input."""
-    return {key: value for key, value in vars(module).items() if key.startswith("_chtconv")}
