@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from chtconv.chains import consecutive_layers
+from chtconv.consecutive import consecutive_layers
+from chtconv.distributed import find_ranks, verify
 from chtconv.distribution import DISTRIBUTIONS
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.hooks import WeakHook
@@ -21,6 +22,7 @@ from chtconv.optimizer_state import check_supported, group_of
 from chtconv.randomness import canonical_names, generator
 from chtconv.schedule import Schedule
 from chtconv.scores.api import check_names, check_paths
+from chtconv.sharding import check_sharding
 from chtconv.topology import MARK, Topology
 
 OVERRIDABLE = ("sparsity", "method", "predictor", "graph", "allocation", "initial")
@@ -47,6 +49,7 @@ def sparsify(
     initial_sparsity: float | None = None,
     seed: int = 0,
     exact: bool = False,
+    distributed: Any = True,
 ) -> Topology:
     """Makes layers of a model sparse and lets their topology evolve as it trains.
 
@@ -83,6 +86,8 @@ def sparsify(
         seed: initial masks and evolution depend on this and nothing else that is random.
         exact: score links with sums that do not depend on the number of threads, at some cost, see
             :func:`chtconv.link_scores`.
+        distributed: which processes train this model where ``torch.distributed`` runs: True for all of them, a
+            process group for those in it, False for this one alone. All of them call this together.
 
     Returns:
         The topology: masks, statistics, state, and ``detach()``.
@@ -106,6 +111,8 @@ def sparsify(
     settings = _settings(modules, general, overrides or {})
     schedule = _schedule(settings, zeta, zeta_schedule, interval, stop, total_steps)
     _check_weights(modules, optimizers)
+    ranks = find_ranks(distributed, next(iter(modules.values())).weight.device)
+    check_sharding(model, modules, ranks.size)
     densities = _densities(modules, settings, distribution, sparsity, initial_sparsity)
     for name, module in modules.items():
         _check_layer(name, module, settings[name], densities[name])
@@ -117,7 +124,8 @@ def sparsify(
         _sparse_layer(name, seed_names[_parameter(name)], module, settings[name], densities[name], seed)
         for name, module in modules.items()
     ]
-    return Topology(model, optimizers, sparse, schedule, seed, chains)
+    verify(ranks, [each.name for each in sparse], [(each.mask,) for each in sparse], "initial masks")
+    return Topology(model, optimizers, sparse, schedule, seed, chains, ranks)
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from chtconv.chains import Link, consecutive_layers
-from chtconv.enforcement import apply_bits, bits_of, is_zero_off_mask, matching
+from chtconv.chains import Link
+from chtconv.consecutive import consecutive_layers
+from chtconv.distributed import Ranks, agree, average_gradients, verify
+from chtconv.enforcement import apply_bits, is_zero_off_mask, matching
 from chtconv.errors import ConfigurationError
 from chtconv.evolution import Evolved, evolve
 from chtconv.hooks import WeakHook
-from chtconv.layers import INPUT_SIZE, SparseLayer, check_mask
+from chtconv.layers import EVALUATED_SIZE, INPUT_SIZE, SparseLayer, check_mask
 from chtconv.matrix import from_matrix
 from chtconv.metrics import FROM_RECORD, active_channels, layer_stats, overall_stats
-from chtconv.optimizer_state import reset_off_mask
+from chtconv.optimizer_state import count_set, moves_zeros, reset_off_mask
 from chtconv.randomness import canonical_names, generator
 from chtconv.record import Record
 from chtconv.schedule import Schedule
+from chtconv.sharding import is_sharded, local, local_state
 
 # Marks a module whose weight has a mask already.
 MARK = "_chtconv_topology"
@@ -49,6 +52,7 @@ class Topology:
         schedule: Schedule,
         seed: int,
         chains: Sequence[Link] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.step_count = 0
         self.evolutions = 0
@@ -59,11 +63,15 @@ class Topology:
         self._layers = layers
         self._seed = seed
         self._chains = chains
+        self._ranks = ranks or Ranks()
         self._record = Record()
         self._unchecked = False
         self._stepping = False
         self._handles: list[RemovableHandle] = []
         self._callbacks: OrderedDict[int, Callable[[Topology], None]] = OrderedDict()
+        self._followers: OrderedDict[int, weakref.ref[nn.Module]] = OrderedDict()
+        # How many weights, and entries of optimizer state, a state that was loaded says are set.
+        self._saved: dict[str, dict[str, int]] = {}
         self._register_hooks()
         self._arm()
         self.enforce()
@@ -96,6 +104,65 @@ class Topology:
         self._callbacks[handle.id] = callback
         return handle
 
+    def follow(self, copy: nn.Module) -> RemovableHandle:
+        """Keeps a copy of the model as sparse as the model itself: an average (EMA, SWA) of its weights.
+
+        Links come and go, so that an average over time has more and more of them. From now on the copy is masked
+        after each evolution: it has exactly the links of the model, of which those that came lately are small.
+
+        Args:
+            copy: a model with parameters of the same names, such as ``torch.optim.swa_utils.AveragedModel``; it is
+                masked now, and is not kept alive.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            ConfigurationError: the copy lacks a sparse layer, or has it in another shape.
+
+        Example:
+            >>> import chtconv
+            >>> from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3))
+            >>> topology = chtconv.sparsify(model, torch.optim.SGD(model.parameters()), sparsity=0.9, method="set")
+            >>> average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+            >>> handle = topology.follow(average)
+        """
+        self._mask_copy(copy)
+        handle = RemovableHandle(self._followers)
+        self._followers[handle.id] = weakref.ref(copy)
+        return handle
+
+    def _mask_followers(self) -> None:
+        for key, follower in list(self._followers.items()):
+            copy = follower()
+            if copy is None:
+                del self._followers[key]
+            else:
+                self._mask_copy(copy)
+
+    def _mask_copy(self, copy: nn.Module) -> None:
+        parameters = dict(copy.named_parameters())
+        by_name = {short: parameters[name] for name, short in canonical_names(parameters).items()}
+        for layer in self._layers:
+            parameter = by_name.get(layer.seed_name)
+            if parameter is None or parameter.shape != layer.weight.shape:
+                found = "none" if parameter is None else f"one of shape {list(parameter.shape)}"
+                raise ConfigurationError(
+                    f"{type(copy).__name__} has {found} where the model has {layer.name} of shape "
+                    f"{list(layer.weight.shape)}; accepted are copies of the model, also within a wrapper that calls "
+                    "it 'module'."
+                )
+        for layer in self._layers:
+            part = local(by_name[layer.seed_name].detach())
+            apply_bits(part, matching(layer.bits, part))
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a topology cannot be copied or pickled, because its hooks belong to one model and optimizer; save "
+            "topology.state_dict(), and load it into the topology that sparsify makes of the other model."
+        )
+
     def step(self) -> None:
         """Counts an optimizer step, and evolves when it is time.
 
@@ -127,21 +194,32 @@ class Topology:
             ConfigurationError: link prediction needs the input size of a layer that was not called yet, or regrowth
                 by gradient a gradient that was not kept.
         """
-        evolving = [layer for layer in self._layers if layer.settings.method.evolves]
+        # A layer that was frozen since stays as it is.
+        evolving = [layer for layer in self._layers if layer.settings.method.evolves and layer.weight.requires_grad]
         if not evolving:
             return
         self._check_loaded()
+        agree(self._ranks, evolving, self.step_count, self.evolutions)
         self._check_ready(evolving)
+        average_gradients(self._ranks, evolving)
         results = evolve(
             evolving,
             zeta=self.schedule.zeta_at(self.step_count),
             progress=self.schedule.progress(self.step_count),
             generator_of=self._generator_of,
             chains=self._chains or (),
+            ranks=self._ranks,
+        )
+        verify(
+            self._ranks,
+            [each.layer.name for each in results],
+            [(each.layer.matrix(each.layer.mask), each.removed, each.mask) for each in results],
+            f"masks in evolution {self.evolutions}",
         )
         for evolved in results:
             self._put_into_force(evolved)
         self.evolutions += 1
+        self._mask_followers()
         for callback in list(self._callbacks.values()):
             callback(self)
 
@@ -164,7 +242,7 @@ class Topology:
     def _put_into_force(self, evolved: Evolved) -> None:
         layer = evolved.layer
         old_OI, new = layer.matrix(layer.mask), from_matrix(evolved.mask, layer.module)
-        layer.bits = bits_of(new, layer.weight)
+        layer.put_mask(new)
         layer.links = evolved.links
         layer.explored = layer.explored.to(new.device) | new
         self._enforce_layer(layer)
@@ -188,11 +266,12 @@ class Topology:
     def _enforce_layer(self, layer: SparseLayer) -> None:
         """Puts the mask into force: weights to zero, gradients to zero, optimizer state to that of a fresh start."""
         weight = layer.weight
-        layer.bits = matching(layer.bits, weight)
-        apply_bits(weight.detach(), layer.bits)
+        part = local(weight.detach())
+        layer.bits = matching(layer.bits, part)
+        apply_bits(part, layer.bits)
         layer.mask_gradient()
         for optimizer in self._optimizers:
-            reset_off_mask(optimizer, weight, layer.bits)
+            reset_off_mask(*local_state(optimizer, weight), layer.bits)
 
     def _arm(self) -> None:
         """Dense gradients are kept on the steps before an evolution, and on all steps where they are averaged."""
@@ -219,6 +298,9 @@ class Topology:
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_load_state_dict_post_hook(self._after_load),
             ]
+            if moves_zeros(optimizer):
+                # Before the step is counted, so that an evolution sees masked weights.
+                self._handles.append(optimizer.register_step_post_hook(self._after_free_step))
         self._handles.append(self._optimizers[-1].register_step_post_hook(self._after_step))
 
     def _before_step(
@@ -245,7 +327,14 @@ class Topology:
 
     def _mask_gradients(self) -> None:
         for layer in self._layers:
+            # Gradients that each rank keeps of its own batches are no multiple of those that the ranks have averaged.
+            if self._ranks.size == 1 or is_sharded(layer.weight):
+                layer.follow_gradient()
             layer.mask_gradient()
+
+    def _after_free_step(self, *_: Any) -> None:
+        for layer in self._layers:
+            self._enforce_layer(layer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         # A subclass that calls the step of its parent runs the hooks twice.
@@ -255,6 +344,9 @@ class Topology:
         # A fused optimizer skips a step with infinite gradients by itself, under a gradient scaler.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
+            if getattr(optimizer, "grad_scale", None) is not None:
+                # It has unscaled the gradients by itself.
+                self._mask_gradients()
             self.step()
 
     def _after_load(self, *_: Any) -> None:
@@ -265,27 +357,58 @@ class Topology:
         if not self._unchecked:
             return
         for layer in self._layers:
-            layer.bits = matching(layer.bits, layer.weight)
-            if not is_zero_off_mask(layer.weight, layer.bits):
+            part = local(layer.weight.detach())
+            layer.bits = matching(layer.bits, part)
+            if not is_zero_off_mask(part, layer.bits):
                 raise ConfigurationError(
                     f"layer {layer.name}: the weights that were loaded are not zero off the mask; load the state of "
                     "their topology too (topology.load_state_dict), or call topology.enforce() to cut them to this one."
                 )
+        self._check_uncut()
         self.enforce()
+
+    def _check_uncut(self) -> None:
+        """Weights and optimizer state that were loaded before ``sparsify`` are cut to masks that it drew."""
+        for layer in self._layers:
+            saved, found = self._saved.get(layer.seed_name, {}), self._count_set(layer)
+            for name in saved.keys() & found.keys():
+                # Some may have become 0 since, in a type of less range.
+                if found[name] < 0.99 * saved[name]:
+                    raise ConfigurationError(
+                        f"layer {layer.name}: of its {name}, {saved[name]} entries were not at their initial value "
+                        f"when the topology was saved, and {found[name]} are now, as when model or optimizer are "
+                        "loaded before sparsify, which cuts them to masks of its own. Call sparsify first and load "
+                        "all three states after it, in any order; or call topology.enforce() to go on with what is "
+                        "there."
+                    )
+
+    def _count_set(self, layer: SparseLayer) -> dict[str, int]:
+        """How many weights and entries of optimizer state are not what they are in a fresh layer off its mask."""
+        count = {"weight": int(local(layer.weight.detach()).count_nonzero())}
+        for optimizer in self._optimizers:
+            count |= count_set(*local_state(optimizer, layer.weight))
+        return count
 
     def enforce(self) -> None:
         """Cuts weights, gradients and optimizer state to the masks, after something else wrote into them."""
         for layer in self._layers:
             self._enforce_layer(layer)
-        self._unchecked = False
+        self._mask_followers()
+        self._unchecked, self._saved = False, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, counters and record: tensors and plain Python, for ``torch.save`` and ``weights_only=True``."""
+        """Masks, counters and record: tensors and plain Python, for ``torch.save`` and ``weights_only=True``.
+
+        The same on every rank, whatever the number of ranks that goes on from it. On several ranks, call it on all of
+        them: averages of gradients (SNFS) are put together.
+        """
+        average_gradients(self._ranks, [layer for layer in self._layers if layer.momentum is not None])
         return {
             "step_count": self.step_count,
             "evolutions": self.evolutions,
             "masks": self.masks,
             "layers": {layer.name: layer.state_dict() for layer in self._layers},
+            "set": {layer.name: self._count_set(layer) for layer in self._layers if not is_sharded(layer.weight)},
             "records": self.records,
         }
 
@@ -308,6 +431,7 @@ class Topology:
             layer.load_state_dict(masks[layer.seed_name], layers[layer.seed_name])
         self.step_count, self.evolutions = int(state["step_count"]), int(state["evolutions"])
         self._record = Record(state["records"])
+        self._saved = {names[key]: dict(value) for key, value in state.get("set", {}).items()}
         self._unchecked = True
         self._arm()
 
@@ -316,7 +440,11 @@ class Topology:
         for layer in self._layers:
             for handle in layer.handles:
                 handle.remove()
-            layer.module.__dict__.pop(MARK, None)
-            layer.module.__dict__.pop(INPUT_SIZE, None)
+            layer.handles.clear()
+            layer.capture(False)
+            for attribute in (MARK, INPUT_SIZE, EVALUATED_SIZE):
+                layer.module.__dict__.pop(attribute, None)
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
+        self._followers.clear()

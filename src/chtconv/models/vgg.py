@@ -4,13 +4,23 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from chtconv.errors import ConfigurationError
 
 _POOL: Final = 0
 _VGG16: Final = (64, 64, _POOL, 128, 128, _POOL, *(256,) * 3, _POOL, *(512,) * 3, _POOL, *(512,) * 3, _POOL)
 _HEAD: Final = 4096
+
+
+# Wrapped, because torch.fx traces no branch on sizes.
+@fx.wrap
+def _check_size(images: Tensor, minimum: int) -> None:
+    if min(images.shape[-2:]) < minimum:
+        shape = "x".join(map(str, images.shape[-2:]))
+        raise ConfigurationError(
+            f"images of {shape} pixels: accepted are {minimum}x{minimum} and more, for the poolings."
+        )
 
 
 class VGG(nn.Module):
@@ -52,10 +62,7 @@ class VGG(nn.Module):
         Raises:
             ConfigurationError: if an image is too small for the poolings.
         """
-        if min(images.shape[-2:]) < self.minimum_size:
-            shape = "x".join(map(str, images.shape[-2:]))
-            least = f"{self.minimum_size}x{self.minimum_size}"
-            raise ConfigurationError(f"images of {shape} pixels: accepted are {least} and more, for the poolings.")
+        _check_size(images, self.minimum_size)
         logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
         return logits
 
