@@ -23,7 +23,8 @@ from chtconv.scores.rule import Rule
 
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 Links: TypeAlias = tuple[int, ...]
-Community: TypeAlias = Iterator[tuple[int, Pairs, Links]]
+# Positions p and q, and the case in which p is linked to q there.
+Community: TypeAlias = Iterator[tuple[int, int, Pairs, Links]]
 
 # Numbers held at once by the sums over cases: 16 MB in float32, about what the caches hold.
 CHUNK = 2**22
@@ -97,7 +98,7 @@ def constants(
     return Cases(matrices[0], matrices[1], matrices[2], bool(trivial))
 
 
-def _cases(geometry: Geometry, community: Callable[[Axis, int, int], Community]) -> Cases:
+def _cases(geometry: Geometry, community: Callable[[Axis, int], Community]) -> Cases:
     """Kronecker products of the cases of the axes."""
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     nothing = (one.to_sparse(), one[0].to_sparse(), one.to_sparse())
@@ -124,16 +125,16 @@ def _as_matrix(cases_NKK: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(indices, cases_NKK.coalesce().values(), [n, k * k], check_invariants=True).coalesce()
 
 
-def _axis_cases(axis: Axis, community: Callable[[Axis, int, int], Community]) -> tuple[Tensor, Tensor, Tensor]:
+def _axis_cases(axis: Axis, community: Callable[[Axis, int], Community]) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs [N, K, K], links [N, K] and weights [N, K, K] of the distinct cases of an axis, sparse float64."""
     in_bounds = [0] * axis.kernel
     count: dict[tuple[Pairs, Links], dict[tuple[int, int], int]] = {}
     for window, multiplicity in axis.window_classes:
         for p in axis.sees(window):
             in_bounds[p] += multiplicity
-            for q, pairs, links in community(axis, window, p):
-                entry = count.setdefault((pairs, links), {})
-                entry[p, q] = entry.get((p, q), 0) + multiplicity
+        for p, q, pairs, links in community(axis, window):
+            entry = count.setdefault((pairs, links), {})
+            entry[p, q] = entry.get((p, q), 0) + multiplicity
     # Without a common neighbour the weight is 0, whatever the rest.
     distinct = [(pairs, links, entry) for (pairs, links), entry in count.items() if pairs]
     K = axis.kernel
@@ -150,22 +151,27 @@ def _axis_cases(axis: Axis, community: Callable[[Axis, int, int], Community]) ->
     return pairs_NKK.to_sparse(), links_NK.to_sparse(), weight_NKK.to_sparse()
 
 
-def _windows_of_activation(axis: Axis, window: int, p: int) -> Community:
+def _windows_of_activation(axis: Axis, window: int) -> Community:
     nearby = axis.nearby(window)
-    own = nearby[window]
-    for other in nearby.values():
-        pairs = tuple((r, t) for r, x in own.items() for t, y in other.items() if x == y)
-        yield from ((q, pairs, tuple(other)) for q, x in other.items() if x == own[p])
+    own = _positions(nearby[window])
+    for seen in nearby.values():
+        pairs = tuple((own[x], t) for t, x in seen.items() if x in own)
+        links = tuple(seen)
+        yield from ((p, q, pairs, links) for p, q in pairs)
 
 
-def _activations_of_window(axis: Axis, window: int, p: int) -> Community:
+def _activations_of_window(axis: Axis, window: int) -> Community:
     nearby = axis.nearby(window)
-    own = nearby[window]
-    for q, y in own.items():
-        seen_from = [(_position_of(own[p], other), _position_of(y, other)) for other in nearby.values()]
-        pairs = sorted((r, t) for r, t in seen_from if r is not None and t is not None)
-        yield q, tuple(pairs), tuple(sorted(t for _, t in seen_from if t is not None))
+    positions = [_positions(seen) for seen in nearby.values()]
+    # For each position of the window, where the windows nearby see the same activation.
+    seen_from = {p: [at.get(x) for at in positions] for p, x in nearby[window].items()}
+    links = {q: tuple(sorted(t for t in there if t is not None)) for q, there in seen_from.items()}
+    for p, here in seen_from.items():
+        for q, there in seen_from.items():
+            pairs = sorted((r, t) for r, t in zip(here, there, strict=True) if r is not None and t is not None)
+            yield p, q, tuple(pairs), links[q]
 
 
-def _position_of(coordinate: int, seen: dict[int, int]) -> int | None:
-    return next((t for t, x in seen.items() if x == coordinate), None)
+def _positions(seen: dict[int, int]) -> dict[int, int]:
+    """The position that sees each coordinate."""
+    return {x: p for p, x in seen.items()}
