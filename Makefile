@@ -32,9 +32,10 @@ format: $(VENV)/.installed  ## mend what lint and format can mend by themselves
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## evolution and link prediction beside a training step and other baselines
+bench: $(VENV)/.installed  ## masks, evolution and link prediction beside a dense step and other baselines
 	$(BIN)/python benchmarks/evolution.py
 	$(BIN)/python benchmarks/link_prediction.py
+	$(BIN)/python benchmarks/training_step.py
 
 evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: hours on 2 cores, resumable; see experiments/
 	$(BIN)/python experiments/evidence.py

@@ -20,6 +20,7 @@ import scipy.sparse
 import torch
 from common import ROOT, append, seconds
 from shapes import convnext_tiny, resnet50
+from stages import seconds_by_stage
 from torch import Tensor, nn
 
 import chtconv
@@ -185,16 +186,22 @@ def against_the_matrix_form(rounds: int, size: int = 4096) -> Iterator[dict[str,
 
 
 def of_the_gemm_rate(rounds: int) -> Iterator[dict[str, Any]]:
-    """Floating point operations of the products of an evolution over its time, as a share of the machine's rate."""
+    """Floating point operations of the products of an evolution over its time, as a share of the machine's rate.
+
+    And where the rest of its time goes: seconds of each stage, each time after a training step as in training.
+    """
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    step = vgg16_step()[2]
     for graph in ("kernel", "layer"):
         model, optimizer, _ = vgg16_step()
         topology = chtconv.sparsify(model, optimizer, sparsity=0.7, method="chts", graph=graph, interval=NEVER)
         model(torch.zeros(2, 3, 32, 32))
         flops = sum(product_flops(mask, graph) for mask in topology.masks.values())
-        times = in_turns(rounds, evolution=topology.evolve, gemm=lambda: a @ b)
+        times = in_turns(rounds, step=step, evolution=topology.evolve, gemm=lambda: a @ b)
         times["ideal"] = [flops * spent / (2 * 2048**3) for spent in times["gemm"]]
-        yield ratio(f"time of the products at GEMM rate / evolution, {graph} graph", 0, times, "ideal", "evolution")
+        stages = seconds_by_stage(lambda topology=topology: topology.evolve(), step, rounds)
+        title = f"time of the products at GEMM rate / evolution, {graph} graph"
+        yield ratio(title, 0, times, "ideal", "evolution") | {"graph": graph, "stages": stages}
 
 
 def product_flops(mask: Tensor, graph: str) -> float:

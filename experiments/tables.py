@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-METHOD_NAMES = {"dense": "dense", "static": "static", "set": "SET", "cht": "CHT", "chts": "CHTs"}
+METHOD_NAMES = {"dense": "dense", "static": "static", "set": "SET", "rigl": "RigL", "cht": "CHT", "chts": "CHTs"}
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -87,7 +87,65 @@ def link_prediction() -> str:
     return "\n\n".join([table, *notes])
 
 
-TABLES = {"cifar10": cifar10, "evolution": evolution, "link_prediction": link_prediction}
+def stages() -> str:
+    """Where the time of an evolution goes, on each graph; from the latest benchmark of link prediction that says so."""
+    lines = [line["rows"] for line in read("benchmarks.jsonl") if line["benchmark"] == "link_prediction"]
+    latest = [found for rows in lines if (found := [row for row in rows if "stages" in row])][-1:]
+    if not latest:
+        return ""
+    totals = [sum(row["stages"].values()) for row in latest[0]]
+    body = [
+        [stage, *(f"{row['stages'][stage] / total:.1%}" for row, total in zip(latest[0], totals, strict=True))]
+        for stage in latest[0][0]["stages"]
+    ]
+    ideal = ["(the products, at the machine's own GEMM rate)", *(f"{row['ratio']:.1%}" for row in latest[0])]
+    seconds = ["seconds, profiled", *(f"{total:.3g}" for total in totals)]
+    header = ["stage of an evolution", *(f"{row['graph']} graph" for row in latest[0])]
+    return markdown(header, [*body, ideal, seconds])
+
+
+def training_step() -> str:
+    """The latest benchmark of training steps: masked beside dense ones, and what the methods add to 100 of them."""
+    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "training_step"]
+    if not lines:
+        return ""
+    line = lines[-1]
+    batches, held = line["configuration"]["batches"], line["bytes_per_weight"]
+    steps = [
+        [f"{name}, batch {batches[name.split(',')[0]]}", f"{row['dense_seconds']:.3f}"]
+        + [_quartiles(row[key]) if key in row else "" for key in ("chtconv", "rigl-torch")]
+        for name, row in line["steps"].items()
+    ]
+    each = [[held[key][when] for key in held] for when in ("between_evolutions", "before_an_evolution")]
+    for name, values in zip(("extra bytes a weight", "the same, before an evolution of RigL"), each, strict=True):
+        steps.append([name, "", *(f"{value:.0f}" for value in values), *[""] * (2 - len(values))])
+    narrow = line["configuration"]["evolutions"]["narrow_width"]
+    evolutions = [
+        [METHOD_NAMES.get(name, name)]
+        + [_quartiles(row[key]) if key in row else "" for key in ("evolution", "last_step")]
+        + [_quartiles(row[key], ".2f", 100) for key in ("overhead", "by_evolution", "narrow_overhead")]
+        + [f"{100 * row['narrow_real']:.2f}"]
+        for name, row in line["evolutions"].items()
+    ]
+    header = ["method", "evolution / dense step", "step before it / masked step", "added, %", "by evolution, %"]
+    return "\n\n".join([
+        markdown(["masked step / dense step", "dense, seconds", "chtconv", "rigl-torch"], steps),
+        markdown([*header, f"width {narrow:g}: composed, %", "measured, %"], evolutions),
+    ])  # fmt: skip
+
+
+def _quartiles(values: dict[str, float], form: str = ".3f", unit: float = 1) -> str:
+    low, median, high = (f"{unit * values[key]:{form}}" for key in ("low", "median", "high"))
+    return f"{median} ({low} to {high})"
+
+
+TABLES = {
+    "cifar10": cifar10,
+    "evolution": evolution,
+    "link_prediction": link_prediction,
+    "stages": stages,
+    "training_step": training_step,
+}
 
 
 def filled(text: str) -> str:

@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chtconv.selection import Count, by_value, exponentials, random_integers, stochastic_round, take_largest
+from chtconv import selection
+from chtconv.selection import (
+    Count,
+    by_value,
+    exponentials,
+    in_chunks,
+    random_integers,
+    stochastic_round,
+    take_largest,
+    take_smallest_links,
+)
 
 
 def source(seed=0):
@@ -69,6 +79,41 @@ def test_ties_are_broken_without_favour(smallest):
     together = (taken.T @ taken / kernels)[~torch.eye(positions, dtype=torch.bool)]
     chance = rate * (most - 1) / (positions - 1)
     assert (together - chance).abs().max() < 6 * (chance * (1 - chance) / kernels) ** 0.5
+
+
+@given(data=st.data(), kernels=st.integers(1, 5), positions=st.integers(1, 30), seed=st.integers(0, 2**31))
+def test_the_smallest_links_are_those_that_sorting_finds(data, kernels, positions, seed):
+    links = data.draw(st.integers(1, positions))
+    count = stochastic_round(data.draw(st.floats(0, links)), kernels, source(seed))
+    values = torch.randn(kernels, positions, generator=source(seed)).mul(2).round_()
+    order = torch.stack([torch.randperm(positions, generator=source(seed + o)) for o in range(kernels)])
+    mask = order < links
+    taken = take_smallest_links(values, mask, links, count, source(seed))
+    for o in range(kernels):
+        wanted = count.most - int(count.fewer_O[o])
+        active = sorted(values[o][mask[o]].abs().tolist())
+        assert sorted(values[o][taken[o]].abs().tolist()) == active[:wanted]
+        assert not (taken[o] & ~mask[o]).any()
+
+
+def test_ties_among_the_smallest_links_are_broken_without_favour():
+    kernels, positions, links, most = 8000, 24, 20, 5
+    mask = torch.ones(kernels, positions, dtype=torch.bool)
+    mask[:, [0, 7, 8, 23]] = False
+    count = Count(most, torch.zeros(kernels, 1, dtype=torch.bool))
+    taken = take_smallest_links(torch.zeros(kernels, positions), mask, links, count, source(4)).double().mean(0)
+    rate = most / links
+    assert not taken[~mask[0]].any()
+    assert (taken[mask[0]] - rate).abs().max() < 5 * (rate * (1 - rate) / kernels) ** 0.5
+
+
+@given(kernels=st.integers(0, 30), positions=st.integers(1, 30), at_once=st.integers(1, 300))
+def test_chunks_are_all_rows_in_order(kernels, positions, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_CHUNK", at_once)
+        chunks = in_chunks(torch.empty(kernels, positions))
+    assert [o for some in chunks for o in range(kernels)[some]] == list(range(kernels))
+    assert all(len(range(kernels)[some]) * positions <= max(at_once, positions) for some in chunks)
 
 
 def test_random_integers_are_uniform_and_never_zero():

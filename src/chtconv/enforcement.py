@@ -52,6 +52,37 @@ def accumulate(dense: Tensor | None, gradient: Tensor, bits: Tensor) -> Tensor:
     return dense.add_(gradient)
 
 
+@torch.no_grad()
+def unless_zeroed(dense: Tensor, gradient: Tensor) -> Tensor:
+    """What was kept of a dense gradient, or zeros where the gradient was set to zero since. Does not wait."""
+    return torch.where(gradient.any(), dense, torch.zeros_like(dense))
+
+
+@torch.no_grad()
+def rescaled(dense: Tensor, gradient: Tensor, bits: Tensor) -> Tensor:
+    """The dense gradient times what the masked one was multiplied by since: unscaled, clipped, averaged.
+
+    Args:
+        dense: what :func:`accumulate` returned.
+        gradient: the gradient as the optimizer will see it; a multiple of ``dense`` on the mask.
+        bits: the mask.
+
+    Returns:
+        ``dense`` times that factor, which is found by least squares on the mask; ``dense`` itself where all of that is
+        zero, and zeros where it is not finite. Does not wait for the device.
+
+    >>> bits = bits_of(torch.tensor([True, True, False]), torch.zeros(3))
+    >>> rescaled(torch.tensor([8.0, 16.0, 24.0]), torch.tensor([1.0, 2.0, 0.0]), bits)
+    tensor([1., 2., 3.])
+    """
+    seen = dense.clone()
+    apply_bits(seen, bits)
+    seen = seen.float()
+    norm = (seen * seen).sum()
+    factor = torch.where(norm == 0, 1.0, (seen * gradient).sum() / norm)
+    return torch.where(factor.isfinite(), dense * factor.to(dense.dtype), torch.zeros_like(dense))
+
+
 def is_zero_off_mask(tensor: Tensor, bits: Tensor) -> bool:
     """Whether nothing but zeros (of either sign) lies off the mask. Waits for the device."""
     return not bool((tensor.detach().ne(0) & bits.eq(0)).any())

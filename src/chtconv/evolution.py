@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from chtconv.chains import Link, remove_dead
+from chtconv.distributed import Ranks, share_out
 from chtconv.layers import SparseLayer
-from chtconv.matrix import by_channel
+from chtconv.matrix import by_channel, from_channels
 from chtconv.methods import Method
+from chtconv.metrics import tied_scores
 from chtconv.redistribution import redistribute
 from chtconv.regrowth import REGROWTHS, choose
 from chtconv.removal import REMOVALS, least_important, sampled_by_importance
 from chtconv.schedule import DENSITIES
-from chtconv.selection import Count, stochastic_round
+from chtconv.selection import Count, in_chunks, stochastic_round
+from chtconv.sharding import gathered, local, whole
 
 
 class Turnover(NamedTuple):
@@ -38,14 +41,15 @@ class Evolved(NamedTuple):
         layer: which.
         mask: the links that are active now.
         removed: the links that were removed, whether they were chosen again or not.
-        scores: float32, the link scores that regrowth went by; None for a method without link prediction.
+        scored: float64 [2], how many link scores are positive, and the share that is tied (see
+            :func:`chtconv.metrics.tied_scores`); None for a method without link prediction.
         links: number of links afterwards, of each kernel or of the layer, as its allocation says.
     """
 
     layer: SparseLayer
     mask: Tensor
     removed: Tensor
-    scores: Tensor | None
+    scored: Tensor | None
     links: int
 
 
@@ -67,6 +71,7 @@ def evolve(
     progress: float,
     generator_of: Callable[[SparseLayer], torch.Generator],
     chains: Sequence[Link] = (),
+    ranks: Ranks | None = None,
 ) -> list[Evolved]:
     """One evolution of layers, each by its own method.
 
@@ -76,13 +81,14 @@ def evolve(
         progress: of the evolution, from 0 to 1, for schedules.
         generator_of: the generator of every random choice in a layer, on the device of its weight.
         chains: which layers feed which, by module name, for methods that remove dead channels.
+        ranks: those that share the work, where there are several.
 
     Returns:
         What became of each layer, in the order of ``layers``.
     """
     plan = _plan(layers, zeta, progress)
     removed = [_remove(layer, *plan[layer], progress, generator_of(layer)) for layer in layers]
-    return [_regrow(each) for each in (_without_dead(removed, chains) if chains else removed)]
+    return _regrow_all(_without_dead(removed, chains) if chains else removed, ranks)
 
 
 def _plan(layers: Sequence[SparseLayer], zeta: float, progress: float) -> dict[SparseLayer, tuple[int, float]]:
@@ -104,7 +110,9 @@ def _moved(layers: Sequence[SparseLayer], zeta: float) -> dict[SparseLayer, tupl
     moving = [layer for layer in layers if layer.settings.method.redistribute and not layer.stopped]
     if not moving:
         return {}
-    means = torch.stack([(_momentum(layer).abs() * layer.mask).sum() / layer.links for layer in moving]).tolist()
+    means = torch.stack(
+        [(_momentum(layer).abs() * layer.mask).sum() / max(1, layer.links) for layer in moving]
+    ).tolist()
     kept = [layer.links - round(zeta * layer.links) for layer in moving]
     regrown = sum(layer.links for layer in moving) - sum(kept)
     targets = redistribute(kept, regrown, means, [layer.weight.numel() for layer in moving])
@@ -143,15 +151,17 @@ def _remove(layer: SparseLayer, target: int, exchanged: float, progress: float, 
     mask_OI = layer.matrix(layer.mask)
     mask_RN = _rows(mask_OI, layer)
     counts = turnover(layer.links, target, exchanged, len(mask_RN), generator)
-    gradient = layer.weight.grad
+    weight_OI = layer.matrix(whole(layer.weight.detach()))
+    gradient = layer.weight.grad if REMOVALS[str(layer.settings.method.removal)].needs_gradient else None
     removed_RN = choose_removed(
         layer.settings.method,
-        layer.matrix(layer.weight.detach()),
-        layer.matrix(gradient if gradient is not None else torch.zeros_like(layer.weight)),
+        weight_OI,
+        layer.matrix(whole(gradient)) if gradient is not None else torch.zeros_like(weight_OI),
         mask_RN,
         counts.removed,
         progress,
         generator,
+        layer.links,
     )
     removed_OI = removed_RN.view(mask_OI.shape)
     return _Removed(layer, mask_OI & ~removed_OI, removed_OI, counts.regrown, target, generator)
@@ -165,6 +175,7 @@ def choose_removed(
     count: Count,
     progress: float,
     generator: torch.Generator,
+    links: int | None = None,
 ) -> Tensor:
     """The links that go.
 
@@ -176,6 +187,7 @@ def choose_removed(
         count: how many go in each row.
         progress: of the evolution, from 0 to 1.
         generator: every random choice.
+        links: active links of each row, where all have as many: saves most of the time.
 
     Returns:
         bool of shape [R, N].
@@ -183,9 +195,11 @@ def choose_removed(
     assert method.removal is not None
     rule = REMOVALS[method.removal]
     importance_RN = rule.importance(weight_OI, gradient_OI).reshape(mask_RN.shape)
-    if rule.soft:
-        return sampled_by_importance(importance_RN, mask_RN, count, generator, progress)
-    return least_important(importance_RN, mask_RN, count, generator)
+    removed = []
+    for some in in_chunks(mask_RN):
+        rows = importance_RN[some], mask_RN[some], count.of(some), generator
+        removed.append(sampled_by_importance(*rows, progress) if rule.soft else least_important(*rows, links))
+    return torch.cat(removed)
 
 
 def _without_dead(removed: list[_Removed], chains: Sequence[Link]) -> list[_Removed]:
@@ -197,7 +211,7 @@ def _without_dead(removed: list[_Removed], chains: Sequence[Link]) -> list[_Remo
     for each in removed:
         name = each.layer.module_name
         if name in alive and not each.layer.stopped:
-            left_OI = alive[name].view(each.kept.shape)
+            left_OI = from_channels(alive[name])
             regrown = each.regrown._replace(
                 most=each.links - int(left_OI.sum()), fewer_O=torch.zeros_like(each.regrown.fewer_O)
             )
@@ -206,18 +220,52 @@ def _without_dead(removed: list[_Removed], chains: Sequence[Link]) -> list[_Remo
     return result
 
 
+def _regrow_all(removed: Sequence[_Removed], ranks: Ranks | None) -> list[Evolved]:
+    """Regrowth of each layer; where ranks share it, on one of them, unless gradients have to be gathered for it."""
+    if ranks is None or ranks.size == 1 or not ranks.sharing:
+        return [_regrow(each) for each in removed]
+    shared = [each for each in removed if not each.layer.settings.method.needs_dense_gradients]
+
+    def work(index: int) -> tuple[Tensor, Tensor]:
+        evolved = _regrow(shared[index])
+        nothing = torch.zeros(2, dtype=torch.float64)
+        return evolved.mask.flatten(), evolved.scored if evolved.scored is not None else nothing
+
+    found = iter(share_out(ranks, [each.kept.numel() for each in shared], work))
+    return [
+        _regrow(each) if each.layer.settings.method.needs_dense_gradients else _evolved(each, *next(found))
+        for each in removed
+    ]
+
+
+def _evolved(each: _Removed, mask_N: Tensor, scored: Tensor) -> Evolved:
+    mask_OI = mask_N.to(each.kept.device).view(each.kept.shape)
+    return Evolved(
+        each.layer, mask_OI, each.removed, scored if each.layer.settings.method.uses_scores else None, each.links
+    )
+
+
 def _regrow(each: _Removed) -> Evolved:
     layer, method = each.layer, each.layer.settings.method
     scores_OI = layer.link_scores(each.kept) if method.uses_scores else None
     if method.regrowth is None:
-        return Evolved(layer, each.kept, each.removed, scores_OI, each.links)
+        return Evolved(layer, each.kept, each.removed, None, each.links)
     worth_OI = _worth(layer, scores_OI) if method.worth != "nothing" else each.kept
     kept_RN, removed_RN = _rows(each.kept, layer), _rows(each.removed, layer)
-    regrown_RN = choose(
-        REGROWTHS[method.regrowth], worth_OI.reshape(kept_RN.shape), kept_RN, removed_RN, each.regrown, each.generator,
-        temperature=method.temperature, explore=method.explore,
-    )  # fmt: skip
-    return Evolved(layer, each.kept | regrown_RN.view(each.kept.shape), each.removed, scores_OI, each.links)
+    worth_RN = worth_OI.reshape(kept_RN.shape)
+    regrown_RN = torch.cat([
+        choose(
+            REGROWTHS[method.regrowth], worth_RN[some], kept_RN[some], removed_RN[some], each.regrown.of(some),
+            each.generator, temperature=method.temperature, explore=method.explore,
+        )
+        for some in in_chunks(kept_RN)
+    ])  # fmt: skip
+    mask_OI = each.kept | regrown_RN.view(each.kept.shape)
+    scored = None
+    if scores_OI is not None:
+        tied = tied_scores(scores_OI, each.kept)
+        scored = torch.stack([scores_OI.count_nonzero().double(), tied.double()])
+    return Evolved(layer, mask_OI, each.removed, scored, each.links)
 
 
 def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:
@@ -237,6 +285,5 @@ def _momentum(layer: SparseLayer) -> Tensor:
 
 
 def _finite(values: Tensor | None, layer: SparseLayer) -> Tensor:
-    if values is None:
-        return torch.zeros_like(layer.weight, dtype=torch.float32)
-    return values.float().nan_to_num(0.0, 0.0, 0.0)
+    part = torch.zeros_like(local(layer.weight), dtype=torch.float32) if values is None else values.float()
+    return gathered(part, layer.weight).nan_to_num(0.0, 0.0, 0.0)

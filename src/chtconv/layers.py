@@ -1,5 +1,6 @@
 """Which layers of a model can be sparse, and what the topology has to know of each."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
-from chtconv.enforcement import accumulate, apply_bits, bits_of, matching
+from chtconv.enforcement import accumulate, apply_bits, bits_of, matching, rescaled, unless_zeroed
 from chtconv.errors import ConfigurationError
 from chtconv.geometry import Geometry
 from chtconv.initial import RANDOM, LinearTopology, links_at
@@ -19,14 +20,16 @@ from chtconv.matrix import (
     LAYERS,
     TRANSPOSED,
     Layer,
+    by_channel,
+    from_channels,
     from_matrix,
     groups_of,
     matrix_shape,
-    positions_of,
     to_matrix,
 )
 from chtconv.methods import Method
 from chtconv.scores.api import disabled_scores
+from chtconv.sharding import gathered, is_sharded, local, local_part
 
 # What chooses layers: names with wildcards, types of modules, or a predicate of name and module.
 Choice: TypeAlias = Sequence[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
@@ -161,7 +164,10 @@ class SparseLayer:
         self.densities = densities
         mask = from_matrix(mask_OI, module)
         self.links = self.links_at(densities[0])
-        self.bits = bits_of(mask, self.weight)
+        self._sharded: nn.Parameter | None = None
+        self._shown: Tensor | None = None
+        self._reduced: weakref.ref[Tensor] | None = None
+        self.put_mask(mask)
         self.explored = mask.clone()
         self.newest = torch.zeros_like(mask_OI)
         self.stopped = False
@@ -176,12 +182,22 @@ class SparseLayer:
         """The weight: an ordinary dense parameter that is zero off the mask."""
         weight = self.module._parameters["weight"]
         assert weight is not None
+        # While a sharded module computes, its parameter is not the one that its optimizer has.
+        if self._sharded is not None and not is_sharded(weight):
+            return self._sharded
+        if is_sharded(weight):
+            self._sharded = weight
         return weight
 
     @property
     def mask(self) -> Tensor:
-        """Bool mask of the weight's shape; True where a link is active."""
-        return self.bits != 0
+        """Bool mask of the weight's shape, the whole of it on every rank; True where a link is active."""
+        return self.bits != 0 if self._shown is None else self._shown.clone()
+
+    def put_mask(self, mask: Tensor) -> None:
+        """Makes this the mask; :class:`chtconv.topology.Topology` puts it into force."""
+        self.bits = bits_of(local_part(mask, self.weight), local(self.weight))
+        self._shown = mask.clone() if is_sharded(self.weight) else None
 
     @property
     def module_name(self) -> str:
@@ -205,6 +221,7 @@ class SparseLayer:
         """Sets the gradient to zero off the mask, where there is one."""
         gradient = self.weight.grad
         if gradient is not None:
+            gradient = local(gradient)
             self.bits = matching(self.bits, gradient)
             apply_bits(gradient, self.bits)
 
@@ -228,14 +245,37 @@ class SparseLayer:
             self.momentum.mul_(MOMENTUM).add_(captured, alpha=1 - MOMENTUM)
 
     def before_accumulation(self, *_: object) -> None:
-        """Forgets what was kept of gradients that somebody has set to None since, as after a step that was skipped."""
-        if self.weight.grad is None:
+        """Forgets what was kept of gradients that somebody has zeroed since, as after a step that was skipped."""
+        gradient = self.weight.grad
+        if gradient is None:
             self.captured = None
+        elif self.captured is not None:
+            self.captured = unless_zeroed(self.captured, local(gradient))
+
+    def follow_gradient(self) -> None:
+        """Before a step: unscales and clips what was kept by the factor that the gradient was unscaled and clipped by.
+
+        A gradient that was written by hand, so that no hook has seen it, is kept as it is.
+        """
+        gradient = self.weight.grad
+        if self.capturing and gradient is not None:
+            gradient = local(gradient)
+            self.bits = matching(self.bits, gradient)
+            if self.captured is None:
+                self.captured = gradient.detach().clone()
+            else:
+                self.captured = rescaled(self.captured, gradient, self.bits)
 
     def accumulated(self, *_: object) -> None:
         """After gradients were accumulated: keeps them where evolution asks for them, then masks them."""
         gradient = self.weight.grad
         if self.capturing and gradient is not None:
+            if is_sharded(gradient):
+                # No hook runs before: a gradient that is a new object begins a new sum.
+                if self._reduced is None or self._reduced() is not gradient:
+                    self.captured = None
+                self._reduced = weakref.ref(gradient)
+                gradient = local(gradient)
             self.bits = matching(self.bits, gradient)
             self.captured = accumulate(self.captured, gradient, self.bits)
         self.mask_gradient()
@@ -246,7 +286,11 @@ class SparseLayer:
 
         That of the last input in training mode; where there was none yet, of the last input.
         """
-        return () if isinstance(self.module, nn.Linear) else getattr(self.module, INPUT_SIZE, None)
+        if isinstance(self.module, nn.Linear):
+            return ()
+        noted = self.module.__dict__
+        size: tuple[int, ...] | None = noted.get(INPUT_SIZE, noted.get(EVALUATED_SIZE))
+        return size
 
     def observe_input_size(self) -> None:
         """Registers the hook that notes the size of each input."""
@@ -263,7 +307,9 @@ class SparseLayer:
         if size is None:
             raise ConfigurationError(
                 f"layer {self.name}: its input size is unknown, because the model has not been called since sparsify; "
-                "run a forward pass before the first evolution, or leave the layer out if it is never called."
+                "run a forward pass before the first evolution, or leave the layer out if it is never called. A model "
+                "that torch.compile compiled and that was called before sparsify does not notice hooks that are added "
+                "later: call torch.compiler.reset() after sparsify, and it is compiled anew."
             )
         if isinstance(m, nn.Linear):
             return Geometry.of((), ())
@@ -287,33 +333,37 @@ class SparseLayer:
             "stopped": self.stopped,
             "link_steps": self.link_steps,
             "dense_steps": self.dense_steps,
-            "momentum": None if self.momentum is None else self.momentum.clone(),
+            "momentum": None if self.momentum is None else gathered(self.momentum, self.weight).clone(),
         }
 
     def load_state_dict(self, mask: Tensor, state: dict[str, Any]) -> None:
         """Continues from a mask, checked by :func:`check_mask`, and a state."""
-        self.bits = bits_of(mask, self.weight)
+        self.put_mask(mask)
         self.explored.copy_(state["explored"])
         self.newest.copy_(state["newest"])
         self.links, self.stopped = int(state["links"]), bool(state["stopped"])
         self.link_steps, self.dense_steps = int(state["link_steps"]), int(state["dense_steps"])
         momentum = state["momentum"]
-        self.momentum = None if momentum is None else momentum.to(self.weight.device, copy=True)
+        if momentum is not None:
+            momentum = local_part(momentum, self.weight).to(self.weight.device, copy=True)
+        self.momentum = momentum
 
     def link_scores(self, mask_OI: Tensor) -> Tensor:
         """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions."""
         settings, groups = self.settings, groups_of(self.module)
-        mask_GOCK = mask_OI.view(groups, len(mask_OI) // groups, -1, positions_of(self.module))
+        mask_GOCK = by_channel(mask_OI, self.module).unflatten(0, (groups, -1))
         scores_GOCK = disabled_scores(
             mask_GOCK, self.geometry(), settings.predictor, settings.graph, exact=settings.exact
         )
-        return scores_GOCK.reshape(mask_OI.shape)
+        return from_channels(scores_GOCK.flatten(0, 1))
 
 
 # Of the exponential average of gradients, as Dettmers and Zettlemoyer (2019) take from their optimizer.
 MOMENTUM = 0.9
 # The attribute of a module that its observer writes.
 INPUT_SIZE = "_chtconv_input_size"
+# The same in evaluation, which may use other sizes.
+EVALUATED_SIZE = "_chtconv_evaluated_size"
 
 
 def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
@@ -346,6 +396,9 @@ def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
 
 def _note_input_size(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
     images = args[0] if args else kwargs["input"]
-    # An evaluation may use other sizes. A module attribute: writing into a dict would make torch.compile recompile.
-    if module.training or not hasattr(module, INPUT_SIZE):
-        module._chtconv_input_size = images.shape[-len(module.kernel_size) :]  # type: ignore
+    size = images.shape[-len(module.kernel_size) :]  # type: ignore[arg-type]
+    # Attributes of the module that are written and never read: anything else makes torch.compile compile once more.
+    if module.training:
+        module._chtconv_input_size = size  # type: ignore[assignment]
+    else:
+        module._chtconv_evaluated_size = size  # type: ignore[assignment]

@@ -81,7 +81,8 @@ def active_channels(layers: Sequence[SparseLayer], chains: Sequence[Link]) -> fl
 
 def empty_slices(mask_OI: Tensor, layer: Layer) -> Tensor:
     """Share of the slices (kernel, input channel) of a mask without any link."""
-    return (~by_channel(mask_OI, layer).any(dim=2)).float().mean()
+    # The largest byte of a slice: several times faster than ``any``.
+    return 1 - by_channel(mask_OI, layer).view(torch.uint8).amax(dim=2).float().mean()
 
 
 def tied_scores(scores_OI: Tensor, active_OI: Tensor) -> Tensor:

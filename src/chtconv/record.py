@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from chtconv.evolution import Evolved
-from chtconv.metrics import empty_slices, tied_scores
+from chtconv.metrics import empty_slices
 
 
 class Record:
@@ -31,7 +31,7 @@ class Record:
         self._rows = list(rows or [])
         self._pending: list[tuple[dict[str, Any], Tensor, bool]] = []
 
-    def add(self, evolution: int, step: int, evolved: Evolved, newest: Tensor, explored: Tensor) -> None:
+    def add(self, evolution: int, step: int, evolved: Evolved, newest: Tensor, new: Tensor, explored: Tensor) -> None:
         """Adds the row of a layer that has just evolved.
 
         Args:
@@ -39,19 +39,23 @@ class Record:
             step: optimizer steps so far.
             evolved: what became of the layer.
             newest: bool [O, I], links that the evolution before brought.
+            new: bool [O, I], links that this one brought.
             explored: bool, links that were ever active, up to now.
         """
         mask, layer = evolved.mask, evolved.layer
-        scored, nothing = evolved.scores is not None, torch.zeros((), device=mask.device)
+        scored = evolved.scored is not None
+        scores = evolved.scored if evolved.scored is not None else torch.zeros(2)
+        positive, tied = scores.to(mask.device)
         numbers = torch.stack([
             number.double()
             for number in (
                 mask.count_nonzero(),
                 evolved.removed.count_nonzero(),
                 (evolved.removed & mask).count_nonzero(),
-                evolved.scores.count_nonzero() if evolved.scores is not None else nothing,
+                new.count_nonzero(),
+                positive,
                 empty_slices(mask, layer.module),
-                tied_scores(evolved.scores, mask & ~evolved.removed) if evolved.scores is not None else nothing,
+                tied,
                 newest.count_nonzero(),
                 (newest & mask).count_nonzero(),
                 explored.count_nonzero(),
@@ -81,6 +85,7 @@ def _row(
     links: float,
     removed: float,
     rechosen: float,
+    new: float,
     positive: float,
     empty: float,
     tied: float,
@@ -88,8 +93,7 @@ def _row(
     survived: float,
     explored: float,
 ) -> dict[str, Any]:
-    disabled = key["size"] - links + removed
-    new = removed - rechosen
+    disabled = key["size"] - links + rechosen + new
     return key | {
         "links": int(links),
         "density": links / key["size"],
@@ -97,7 +101,7 @@ def _row(
         "rechosen": int(rechosen),
         "new": int(new),
         "overlap": rechosen / removed if removed else 0.0,
-        "turnover": new / links,
+        "turnover": new / links if links else 0.0,
         "survival": survived / newest if newest else None,
         "itop": explored / key["size"],
         "empty_slices": empty,

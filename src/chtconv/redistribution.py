@@ -28,11 +28,17 @@ def redistribute(kept: Sequence[int], regrown: int, shares: Sequence[float], siz
         if sum(weights) <= 0:
             weights = [float(space > 0) for space in room]
         wanted = [left * weight / sum(weights) for weight in weights]
-        given = [min(int(want), space) for want, space in zip(wanted, room, strict=True)]
-        if not any(given):
-            # Fewer links left than layers: one each, by the largest remainders.
-            order = sorted((i for i, want in enumerate(wanted) if want > 0), key=lambda i: -wanted[i])[:left]
-            given = [int(i in order) for i in range(len(room))]
+        full = [space if want >= space else 0 for want, space in zip(wanted, room, strict=True)]
+        given = full if any(full) else _largest_remainder(wanted, left)
         links = [has + more for has, more in zip(links, given, strict=True)]
         left -= sum(given)
     return links
+
+
+def _largest_remainder(wanted: Sequence[float], total: int) -> list[int]:
+    """Whole numbers with this sum, each less than 1 from what is wanted."""
+    given = [int(want) for want in wanted]
+    order = sorted(range(len(wanted)), key=lambda i: given[i] - wanted[i])
+    for i in order[: total - sum(given)]:
+        given[i] += 1
+    return given

@@ -62,6 +62,10 @@ def sampled_by_score(
     """
     times_RN = exponentials(scores_RN, generator)
     rates_RN = scores_RN
+    if temperature > 1 and not explore:
+        # The order of powers over times is that of scores over roots of times, which do not underflow.
+        arrivals_RN = scores_RN / times_RN.pow(1 / temperature)
+        return by_value(torch.where(scores_RN > 0, arrivals_RN, _LAST / times_RN), generator)
     if temperature != 1:
         best_R1 = scores_RN.amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         rates_RN = (scores_RN / best_R1).pow_(temperature) * (scores_RN > 0)

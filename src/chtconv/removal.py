@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chtconv.selection import Count, by_value, exponentials, take_largest
+from chtconv.selection import Count, by_value, exponentials, take_largest, take_smallest_links
 
 Importance = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -65,7 +65,9 @@ REMOVALS: dict[str, Removal] = {
 _DELTA = (0.5, 0.75)
 
 
-def least_important(importance_RN: Tensor, mask_RN: Tensor, count: Count, generator: torch.Generator) -> Tensor:
+def least_important(
+    importance_RN: Tensor, mask_RN: Tensor, count: Count, generator: torch.Generator, links: int | None = None
+) -> Tensor:
     """The active links of least importance in each row; equal ones in random order.
 
     Args:
@@ -73,10 +75,13 @@ def least_important(importance_RN: Tensor, mask_RN: Tensor, count: Count, genera
         mask_RN: bool, active links.
         count: how many to remove in each row.
         generator: breaks ties, such as new links that are still zero.
+        links: how many links each row has, where all have as many: saves most of the time.
 
     Returns:
         bool of shape [R, N]: the links to remove.
     """
+    if links is not None:
+        return take_smallest_links(importance_RN, mask_RN, links, count, generator)
     return take_largest(by_value(importance_RN, generator, smallest=True), mask_RN, count)
 
 

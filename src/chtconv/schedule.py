@@ -94,7 +94,7 @@ class Schedule:
         if self.stop is None:
             return 0.0
         last = (self.stop - 1) // self.interval * self.interval
-        return min(1.0, step / last) if last else 1.0
+        return min(1.0, step / last) if last > 0 else 1.0
 
     def zeta_at(self, step: int) -> float:
         """The drop fraction after this many optimizer steps."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,6 +24,10 @@ from chtconv.schedule import Schedule
 from chtconv.scores.api import check_names, check_paths
 from chtconv.sharding import check_sharding
 from chtconv.topology import MARK, Topology
+
+if TYPE_CHECKING:
+    # Not in every build of torch.
+    from torch.distributed import ProcessGroup
 
 OVERRIDABLE = ("sparsity", "method", "predictor", "graph", "allocation", "initial")
 
@@ -48,8 +52,9 @@ def sparsify(
     initial: str | LinearTopology = RANDOM,
     initial_sparsity: float | None = None,
     seed: int = 0,
+    state: dict[str, Any] | None = None,
     exact: bool = False,
-    distributed: Any = True,
+    distributed: "bool | ProcessGroup" = True,
 ) -> Topology:
     """Makes layers of a model sparse and lets their topology evolve as it trains.
 
@@ -84,10 +89,14 @@ def sparsify(
             :mod:`chtconv.bipartite`.
         initial_sparsity: sparsity before training, for methods that change it; by default that of the method.
         seed: initial masks and evolution depend on this and nothing else that is random.
+        state: of a topology that was saved, to go on from at once. Where weights are loaded before ``sparsify`` is
+            called, as frameworks do, this keeps them; without it they would be cut to new masks, and loading the
+            state afterwards would say so.
         exact: score links with sums that do not depend on the number of threads, at some cost, see
             :func:`chtconv.link_scores`.
-        distributed: which processes train this model where ``torch.distributed`` runs: True for all of them, a
-            process group for those in it, False for this one alone. All of them call this together.
+        distributed: which processes train this model, where ``torch.distributed`` runs: True for all of them, a
+            process group for those in it, False for this one alone. All of them call this together; see
+            docs/distributed.md.
 
     Returns:
         The topology: masks, statistics, state, and ``detach()``.
@@ -112,7 +121,7 @@ def sparsify(
     schedule = _schedule(settings, zeta, zeta_schedule, interval, stop, total_steps)
     _check_weights(modules, optimizers)
     ranks = find_ranks(distributed, next(iter(modules.values())).weight.device)
-    check_sharding(model, modules, ranks.size)
+    check_sharding(model, modules, optimizers, ranks.size)
     densities = _densities(modules, settings, distribution, sparsity, initial_sparsity)
     for name, module in modules.items():
         _check_layer(name, module, settings[name], densities[name])
@@ -125,14 +134,21 @@ def sparsify(
         for name, module in modules.items()
     ]
     verify(ranks, [each.name for each in sparse], [(each.mask,) for each in sparse], "initial masks")
-    return Topology(model, optimizers, sparse, schedule, seed, chains, ranks)
+    return Topology(model, optimizers, sparse, schedule, seed, chains, ranks, state)
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     if not optimizers or not all(isinstance(each, Optimizer) for each in optimizers):
         raise ConfigurationError(f"optimizer={optimizer!r}: accepted is an optimizer of torch, or a list of them.")
-    return optimizers
+    return [_unwrapped(each) for each in optimizers]
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer within the wrappers of frameworks (Lightning, Fabric, Accelerate), whose hooks it runs."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _settings(

@@ -53,6 +53,7 @@ class Topology:
         seed: int,
         chains: Sequence[Link] | None = None,
         ranks: Ranks | None = None,
+        state: dict[str, Any] | None = None,
     ) -> None:
         self.step_count = 0
         self.evolutions = 0
@@ -74,6 +75,8 @@ class Topology:
         self._saved: dict[str, dict[str, int]] = {}
         self._register_hooks()
         self._arm()
+        if state is not None:
+            self.load_state_dict(state)
         self.enforce()
 
     @property
@@ -157,11 +160,10 @@ class Topology:
             part = local(by_name[layer.seed_name].detach())
             apply_bits(part, matching(layer.bits, part))
 
-    def __getstate__(self) -> dict[str, Any]:
-        raise TypeError(
-            "a topology cannot be copied or pickled, because its hooks belong to one model and optimizer; save "
-            "topology.state_dict(), and load it into the topology that sparsify makes of the other model."
-        )
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Its hooks belong to one model and optimizer. A copy is None, so that a model that holds its topology, as
+        # modules of Lightning do, can be copied and pickled; the copy is plain.
+        return type(None), ()
 
     def step(self) -> None:
         """Counts an optimizer step, and evolves when it is time.
@@ -246,8 +248,8 @@ class Topology:
         layer.links = evolved.links
         layer.explored = layer.explored.to(new.device) | new
         self._enforce_layer(layer)
-        self._record.add(self.evolutions, self.step_count, evolved, layer.newest, layer.explored)
-        layer.newest = evolved.mask & ~old_OI
+        brought, layer.newest = layer.newest.to(new.device), evolved.mask & ~old_OI
+        self._record.add(self.evolutions, self.step_count, evolved, brought, layer.newest, layer.explored)
         stop = layer.settings.method.early_stop
         if stop is not None and not layer.stopped:
             removed = evolved.removed
@@ -293,19 +295,23 @@ class Topology:
             if layer.settings.method.needs_dense_gradients:
                 layer.handles.append(layer.weight.register_hook(WeakHook(layer.before_accumulation)))
             layer.observe_input_size()
+        # In a step that is compiled, the compiler would follow evolution too, and compile anew at each of them.
+        opaque: Callable[[Any], Any] = torch.compiler.disable
         for optimizer in self._optimizers:
             self._handles += [
-                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_pre_hook(opaque(self._before_step)),
                 optimizer.register_load_state_dict_post_hook(self._after_load),
             ]
             if moves_zeros(optimizer):
                 # Before the step is counted, so that an evolution sees masked weights.
-                self._handles.append(optimizer.register_step_post_hook(self._after_free_step))
-        self._handles.append(self._optimizers[-1].register_step_post_hook(self._after_step))
+                self._handles.append(optimizer.register_step_post_hook(opaque(self._after_free_step)))
+        self._handles.append(self._optimizers[-1].register_step_post_hook(opaque(self._after_step)))
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self._only_fills_state(optimizer):
+            return args, kwargs
         self._check_loaded()
         self._mask_gradients()
         self._stepping |= optimizer is self._optimizers[-1]
@@ -316,6 +322,13 @@ class Topology:
         elif kwargs.get("closure") is not None:
             kwargs = kwargs | {"closure": self._masking(kwargs["closure"])}
         return (own, *rest), kwargs
+
+    def _only_fills_state(self, optimizer: Optimizer) -> bool:
+        """Whether a step is one without rate and gradients, as torch.distributed.checkpoint takes to make state."""
+        if any(group.get("lr", 1.0) != 0 for group in optimizer.param_groups):
+            return False
+        gradients = [local(layer.weight.grad) for layer in self._layers if layer.weight.grad is not None]
+        return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
 
     def _masking(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def masked() -> Any:
@@ -360,9 +373,10 @@ class Topology:
             part = local(layer.weight.detach())
             layer.bits = matching(layer.bits, part)
             if not is_zero_off_mask(part, layer.bits):
+                other = "model too (model" if self._saved else "their topology too (topology"
                 raise ConfigurationError(
                     f"layer {layer.name}: the weights that were loaded are not zero off the mask; load the state of "
-                    "their topology too (topology.load_state_dict), or call topology.enforce() to cut them to this one."
+                    f"{other}.load_state_dict), or call topology.enforce() to cut them to this one."
                 )
         self._check_uncut()
         self.enforce()
@@ -370,6 +384,9 @@ class Topology:
     def _check_uncut(self) -> None:
         """Weights and optimizer state that were loaded before ``sparsify`` are cut to masks that it drew."""
         for layer in self._layers:
+            if is_sharded(layer.weight):
+                # The counts are of whole layers.
+                continue
             saved, found = self._saved.get(layer.seed_name, {}), self._count_set(layer)
             for name in saved.keys() & found.keys():
                 # Some may have become 0 since, in a type of less range.
@@ -402,7 +419,8 @@ class Topology:
         The same on every rank, whatever the number of ranks that goes on from it. On several ranks, call it on all of
         them: averages of gradients (SNFS) are put together.
         """
-        average_gradients(self._ranks, [layer for layer in self._layers if layer.momentum is not None])
+        if self.step_count:
+            average_gradients(self._ranks, [each for each in self._layers if each.settings.method.worth == "momentum"])
         return {
             "step_count": self.step_count,
             "evolutions": self.evolutions,

@@ -32,9 +32,9 @@ def kernel_graph_scores(mask_OCK: Tensor, rule: Rule) -> Tensor:
     Returns:
         Scores of shape [O, C, K] on the device of the mask, of the type of the arithmetic.
     """
-    links_OCK = mask_OCK.to(rule.dtype)
     if rule.geometry.positions <= MAX_POSITIONS:
-        return _scores_by_pattern(links_OCK, rule)
+        return _scores_by_pattern(mask_OCK, rule)
+    links_OCK = mask_OCK.to(rule.dtype)
     gram_OKK = links_OCK.mT @ links_OCK
     mean_OKK = _mean_of_outputs(gram_OKK.flatten(1), rule).view_as(gram_OKK)
     scores_OCK = links_OCK @ mean_OKK.mT
@@ -43,11 +43,11 @@ def kernel_graph_scores(mask_OCK: Tensor, rule: Rule) -> Tensor:
     return scores_OCK.mul_(~mask_OCK)
 
 
-def _scores_by_pattern(links_OCK: Tensor, rule: Rule) -> Tensor:
+def _scores_by_pattern(mask_OCK: Tensor, rule: Rule) -> Tensor:
     """Both sums in one product, because both depend on nothing but the kernel and the pattern of the slice."""
-    table = pattern_table(rule, links_OCK.device)
-    code_OC = codes(links_OCK)
-    histogram_OS = histograms(code_OC, len(table.both_SL), links_OCK.dtype)
+    table = pattern_table(rule, mask_OCK.device)
+    code_OC = codes(mask_OCK)
+    histogram_OS = histograms(code_OC, len(table.both_SL), rule.dtype)
     mean_OL = _mean_of_outputs(histogram_OS @ table.both_SL, rule)
     return look_up(torch.cat([histogram_OS, mean_OL], dim=1) @ table.values_XJ, code_OC, table)
 

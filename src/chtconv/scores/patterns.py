@@ -16,6 +16,7 @@ from torch import Tensor
 from chtconv.cache import cached
 from chtconv.scores.cases import constants, input_cases, mean_weights
 from chtconv.scores.rule import Rule
+from chtconv.selection import in_chunks
 
 MAX_POSITIONS = 9
 
@@ -24,9 +25,9 @@ class PatternTable(NamedTuple):
     """Constants of a geometry and predictor.
 
     Attributes:
-        values_XJ: contribution to the target ``j``, a pattern and a disabled position of it: S rows for slices with
-            each pattern, then L rows for the mean weights of the outputs of the kernel.
-        targets_J: index of each target in a flattened [S, K].
+        values_XJ: contribution to the target ``j``, a position and a pattern in which it is disabled: S rows for
+            slices with each pattern, then L rows for the mean weights of the outputs of the kernel.
+        targets_J: index of each target in a flattened [K, S].
         both_SL: 1 where both positions are active in a pattern.
     """
 
@@ -46,7 +47,7 @@ def pattern_table(rule: Rule, device: torch.device) -> PatternTable:
     K = rule.geometry.positions
     assert K <= MAX_POSITIONS
     bits_SK = (torch.arange(2**K, device=device)[:, None] >> torch.arange(K, device=device) & 1).to(rule.dtype)
-    targets_J = (bits_SK == 0).flatten().nonzero().flatten()
+    targets_J = (bits_SK.T == 0).flatten().nonzero().flatten()
     shape = (2**K + K * K, len(targets_J))
     values_XJ = cached(repr(rule), shape, rule.dtype, lambda: _values(rule, bits_SK.T.contiguous(), targets_J))
     both_SL = (bits_SK[:, :, None] * bits_SK[:, None, :]).flatten(1)
@@ -60,17 +61,26 @@ def _values(rule: Rule, bits_KS: Tensor, targets_J: Tensor) -> Tensor:
     gram_LX = torch.einsum("rs,tq->rtqs", bits_KS, bits_KS).reshape(K * K, S * S)
     degree_KX = bits_KS[:, :, None].expand(K, S, S).reshape(K, S * S)
     mean_LX = mean_weights(gram_LX, degree_KX, constants(input_cases, rule.geometry, device, dtype), rule)
-    slices_SSK = torch.einsum("pkqs,kq->qsp", mean_LX.view(K, K, S, S), bits_KS)
+    slices_SKS = torch.einsum("pkqs,kq->qps", mean_LX.view(K, K, S, S), bits_KS)
     # An output contributes to position p of a pattern through each of its active positions q.
-    outputs_LSK = torch.einsum("px,qs->pqsx", torch.eye(K, device=device, dtype=dtype), bits_KS)
-    return torch.cat([slices_SSK.flatten(1), outputs_LSK.reshape(K * K, S * K)])[:, targets_J].contiguous()
+    outputs_LKS = torch.einsum("px,qs->pqxs", torch.eye(K, device=device, dtype=dtype), bits_KS)
+    return torch.cat([slices_SKS.flatten(1), outputs_LKS.reshape(K * K, K * S)])[:, targets_J].contiguous()
 
 
-def codes(links_OCK: Tensor) -> Tensor:
-    """The pattern of every slice as a number below 2^K: int64 [O, C]."""
-    bit_K = 2 ** torch.arange(links_OCK.shape[2], device=links_OCK.device)
-    # Below 512, so the product is exact in every type.
-    return (links_OCK @ bit_K.to(links_OCK.dtype)).long()
+def codes(mask_OCK: Tensor) -> Tensor:
+    """The pattern of every slice of a bool mask as a number below 2^K: int64 [O, C].
+
+    >>> codes(torch.tensor([[[True, False, True], [False, True, False]]]))
+    tensor([[5, 2]])
+    """
+    bits_KOC = mask_OCK.mT.contiguous().view(torch.uint8).transpose(0, 1)
+    low_OC = bits_KOC[0].clone()
+    for k, bits_OC in enumerate(bits_KOC[1:8], start=1):
+        low_OC.add_(bits_OC, alpha=1 << k)
+    code_OC = low_OC.long()
+    for k, bits_OC in enumerate(bits_KOC[8:], start=8):
+        code_OC.add_(bits_OC, alpha=1 << k)
+    return code_OC
 
 
 def histograms(code_OC: Tensor, patterns: int, dtype: torch.dtype) -> Tensor:
@@ -82,12 +92,21 @@ def histograms(code_OC: Tensor, patterns: int, dtype: torch.dtype) -> Tensor:
 
 
 def look_up(by_target_OJ: Tensor, code_OC: Tensor, table: PatternTable) -> Tensor:
-    """The values of each slice's own pattern: [O, C, K]; 0 at active positions."""
+    """The values of each slice's own pattern: [O, C, K], stored position by position; 0 at active positions."""
     O, C = code_OC.shape
     patterns = len(table.both_SL)
     K = patterns.bit_length() - 1
-    by_pattern = by_target_OJ.new_zeros(O, patterns * K).index_copy_(1, table.targets_J, by_target_OJ)
-    return by_pattern.view(-1, K).index_select(0, _rows(code_OC, patterns)).view(O, C, K)
+    scores_OKC = by_target_OJ.new_empty(O, K, C)
+    # Some kernels at once, and the same zeros for all of them.
+    chunks = in_chunks(scores_OKC.flatten(1))
+    at_once = min(O, chunks[0].stop) if chunks else 0
+    by_pattern = by_target_OJ.new_zeros(at_once, K * patterns)
+    for some in chunks:
+        code_O1C = code_OC[some, None]
+        kernels = len(code_O1C)
+        own = by_pattern[:kernels].scatter_(1, table.targets_J.expand(kernels, -1), by_target_OJ[some])
+        torch.gather(own.view(kernels, K, patterns), 2, code_O1C.expand(-1, K, -1), out=scores_OKC[some])
+    return scores_OKC.mT
 
 
 def _rows(code_OC: Tensor, patterns: int) -> Tensor:
