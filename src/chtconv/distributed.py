@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, distributed
 
 from chtconv.errors import ConfigurationError
-from chtconv.layers import INPUT_SIZE, SparseLayer
 from chtconv.sharding import is_sharded
+from chtconv.sparse_layer import INPUT_SIZE, SparseLayer
 
 # What regrowth costs beside a price for each weight, in weights: about 5 ms and 85 ns on one core.
 _OVERHEAD = 60_000

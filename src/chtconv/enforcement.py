@@ -25,14 +25,19 @@ def matching(bits: Tensor, like: Tensor) -> Tensor:
 
     A mask in another memory layout than the tensor is five times slower, so the caller keeps the copy.
     """
-    wanted = (_INTEGER_OF_WIDTH[like.element_size()], like.device, like.stride())
-    return bits if (bits.dtype, bits.device, bits.stride()) == wanted else bits_of(bits != 0, like)
+    if (
+        bits.dtype is _INTEGER_OF_WIDTH[like.element_size()]
+        and bits.stride() == like.stride()
+        and bits.device == like.device
+    ):
+        return bits
+    return bits_of(bits != 0, like)
 
 
-@torch.no_grad()
 def apply_bits(tensor: Tensor, bits: Tensor) -> None:
     """Sets ``tensor`` to +0.0 in place where the bits are 0."""
-    tensor.view(bits.dtype).bitwise_and_(bits)
+    # Runs for every layer in every step: a context without gradients would take longer than this.
+    tensor.detach().view(bits.dtype).bitwise_and_(bits)
 
 
 @torch.no_grad()

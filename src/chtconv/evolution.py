@@ -15,7 +15,6 @@ from torch import Tensor
 
 from chtconv.chains import Link, remove_dead
 from chtconv.distributed import Ranks, share_out
-from chtconv.layers import SparseLayer
 from chtconv.matrix import by_channel, from_channels
 from chtconv.methods import Method
 from chtconv.metrics import tied_scores
@@ -25,6 +24,7 @@ from chtconv.removal import REMOVALS, least_important, sampled_by_importance
 from chtconv.schedule import DENSITIES
 from chtconv.selection import Count, in_chunks, stochastic_round
 from chtconv.sharding import gathered, local, whole
+from chtconv.sparse_layer import SparseLayer
 
 
 class Turnover(NamedTuple):

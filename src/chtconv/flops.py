@@ -99,6 +99,7 @@ def count_flops(model: nn.Module, *inputs: Any, densities: Mapping[str, float] |
         ConfigurationError: a density outside [0, 1] or of no parameter of the model, or a lazy layer.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
         >>> flops = count_flops(model, torch.zeros(1, 3, 4, 4), densities={"0.weight": 0.25})
         >>> flops.layers

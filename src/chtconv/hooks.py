@@ -20,19 +20,21 @@ class WeakHook:
     (None, None, 1)
     """
 
-    def __init__(self, method: Callable[..., None] | None = None) -> None:
-        self._method = weakref.WeakMethod(method) if method is not None else None
+    def __init__(self, method: Any = None) -> None:
+        # In two parts, because a WeakMethod makes the method anew at each call.
+        self._owner: weakref.ref[Any] | None = None if method is None else weakref.ref(method.__self__)
+        self._function: Callable[..., None] | None = None if method is None else method.__func__
 
     @property
     def alive(self) -> bool:
         """Whether there is still something to call."""
-        return self._method is not None and self._method() is not None
+        return self._owner is not None and self._owner() is not None
 
     def __call__(self, *arguments: Any) -> None:
         """Calls the method with these arguments, where there is still something to call."""
-        method = self._method() if self._method is not None else None
-        if method is not None:
-            method(*arguments)
+        owner = self._owner() if self._owner is not None else None
+        if owner is not None and self._function is not None:
+            self._function(owner, *arguments)
 
     def __reduce__(self) -> tuple[type["WeakHook"], tuple[()]]:
         return WeakHook, ()

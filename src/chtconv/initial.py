@@ -15,7 +15,7 @@ from chtconv.selection import Count, random_integers, take_largest
 LinearTopology: TypeAlias = Callable[[int, int, int, torch.Generator], Tensor]
 
 RANDOM = "random"
-# With the randomness of the CHTs paper; for another one give partial(small_world, beta=0.1) itself.
+# With the randomness of the CHTs paper; for another one give a function like these.
 LINEAR_TOPOLOGIES: Mapping[str, LinearTopology] = MappingProxyType({
     "small_world": lambda outputs, inputs, links, generator: small_world(outputs, inputs, links, 0.25, generator),
     "receptive_field": lambda outputs, inputs, links, generator: receptive_field(

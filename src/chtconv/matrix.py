@@ -49,6 +49,7 @@ def matrix_shape(layer: Layer) -> tuple[int, int]:
 def to_matrix(values: Tensor, layer: Layer) -> Tensor:
     """Anything of the shape of the layer's weight as [O, I]: a view where it is ``channels_last``, else a copy.
 
+    >>> import torch
     >>> to_matrix(torch.tensor([[[1, 2, 3], [4, 5, 6]]]), nn.Conv1d(2, 1, 3))
     tensor([[1, 4, 2, 5, 3, 6]])
     """
@@ -72,6 +73,7 @@ def from_matrix(matrix_OI: Tensor, layer: Layer) -> Tensor:
 def by_channel(matrix_OI: Tensor, layer: Layer) -> Tensor:
     """A matrix of kernels as [O, C, K]: kernels, input channels of their group, kernel positions; a view.
 
+    >>> import torch
     >>> by_channel(torch.zeros(6, 18), nn.Conv2d(4, 6, 3, groups=2)).shape
     torch.Size([6, 2, 9])
     """

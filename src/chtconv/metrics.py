@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from chtconv.chains import Link, anp, remove_dead
 from chtconv.flops import layer_flops, training_flops
-from chtconv.layers import SparseLayer
 from chtconv.matrix import Layer, by_channel
 from chtconv.regrowth import ROUNDING_BITS
+from chtconv.sparse_layer import SparseLayer
 
 # What the statistics of a layer take from the record of its last evolution.
 FROM_RECORD = ("overlap", "turnover", "survival", "zero_scores", "tied_scores")

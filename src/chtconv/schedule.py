@@ -36,7 +36,7 @@ def cubic(progress: float) -> float:
     """Share of the way from the first to the last density: fast at first (Zhu and Gupta 2017, equation 1).
 
     >>> [cubic(progress) for progress in (0, 0.5, 1)]
-    [0.0, 0.875, 1.0]
+    [0, 0.875, 1]
     """
     return 1 - (1 - min(progress, 1.0)) ** 3
 
@@ -45,7 +45,7 @@ def sigmoid(progress: float, steepness: float = 6.0) -> float:
     """Share of the way from the first to the last density: slow, fast, slow (CHTss), scaled to hit both ends.
 
     >>> [round(sigmoid(progress), 3) for progress in (0, 0.25, 0.5, 1)]
-    [0.0, 0.142, 0.5, 1.0]
+    [0.0, 0.149, 0.5, 1.0]
     """
     low, here, high = (1 / (1 + math.exp(-steepness * (each - 0.5))) for each in (0.0, min(progress, 1.0), 1.0))
     return (here - low) / (high - low)

@@ -14,7 +14,7 @@ from chtconv.distribution import DISTRIBUTIONS
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.hooks import WeakHook
 from chtconv.initial import ALLOCATIONS, RANDOM, LinearTopology, initial_mask, links_at
-from chtconv.layers import Choice, Settings, SparseLayer, find_layers, weight_of
+from chtconv.layers import Choice, find_layers, weight_of
 from chtconv.matrix import Layer, groups_of, kernel_shape, matrix_shape, positions_of
 from chtconv.methods import Method
 from chtconv.methods import method as find_method
@@ -23,6 +23,7 @@ from chtconv.randomness import canonical_names, generator
 from chtconv.schedule import Schedule
 from chtconv.scores.api import check_names, check_paths
 from chtconv.sharding import check_sharding
+from chtconv.sparse_layer import Settings, SparseLayer
 from chtconv.topology import MARK, Topology
 
 if TYPE_CHECKING:

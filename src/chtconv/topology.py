@@ -15,21 +15,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from chtconv.averages import Averages
 from chtconv.chains import Link
 from chtconv.consecutive import consecutive_layers
 from chtconv.distributed import Ranks, agree, average_gradients, verify
-from chtconv.enforcement import apply_bits, is_zero_off_mask, matching
+from chtconv.enforcement import apply_bits, matching
 from chtconv.errors import ConfigurationError
 from chtconv.evolution import Evolved, evolve
 from chtconv.hooks import WeakHook
-from chtconv.layers import EVALUATED_SIZE, INPUT_SIZE, SparseLayer, check_mask
+from chtconv.loading import check_fits, check_uncut, count_set
 from chtconv.matrix import from_matrix
 from chtconv.metrics import FROM_RECORD, active_channels, layer_stats, overall_stats
-from chtconv.optimizer_state import count_set, moves_zeros, reset_off_mask
+from chtconv.optimizer_state import moves_zeros, reset_off_mask
 from chtconv.randomness import canonical_names, generator
 from chtconv.record import Record
 from chtconv.schedule import Schedule
 from chtconv.sharding import is_sharded, local, local_state
+from chtconv.sparse_layer import EVALUATED_SIZE, INPUT_SIZE, SparseLayer, check_mask
 
 # Marks a module whose weight has a mask already.
 MARK = "_chtconv_topology"
@@ -70,7 +72,7 @@ class Topology:
         self._stepping = False
         self._handles: list[RemovableHandle] = []
         self._callbacks: OrderedDict[int, Callable[[Topology], None]] = OrderedDict()
-        self._followers: OrderedDict[int, weakref.ref[nn.Module]] = OrderedDict()
+        self._averages = Averages(layers)
         # How many weights, and entries of optimizer state, a state that was loaded says are set.
         self._saved: dict[str, dict[str, int]] = {}
         self._register_hooks()
@@ -131,34 +133,7 @@ class Topology:
             >>> average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
             >>> handle = topology.follow(average)
         """
-        self._mask_copy(copy)
-        handle = RemovableHandle(self._followers)
-        self._followers[handle.id] = weakref.ref(copy)
-        return handle
-
-    def _mask_followers(self) -> None:
-        for key, follower in list(self._followers.items()):
-            copy = follower()
-            if copy is None:
-                del self._followers[key]
-            else:
-                self._mask_copy(copy)
-
-    def _mask_copy(self, copy: nn.Module) -> None:
-        parameters = dict(copy.named_parameters())
-        by_name = {short: parameters[name] for name, short in canonical_names(parameters).items()}
-        for layer in self._layers:
-            parameter = by_name.get(layer.seed_name)
-            if parameter is None or parameter.shape != layer.weight.shape:
-                found = "none" if parameter is None else f"one of shape {list(parameter.shape)}"
-                raise ConfigurationError(
-                    f"{type(copy).__name__} has {found} where the model has {layer.name} of shape "
-                    f"{list(layer.weight.shape)}; accepted are copies of the model, also within a wrapper that calls "
-                    "it 'module'."
-                )
-        for layer in self._layers:
-            part = local(by_name[layer.seed_name].detach())
-            apply_bits(part, matching(layer.bits, part))
+        return self._averages.add(copy)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         # Its hooks belong to one model and optimizer. A copy is None, so that a model that holds its topology, as
@@ -221,7 +196,7 @@ class Topology:
         for evolved in results:
             self._put_into_force(evolved)
         self.evolutions += 1
-        self._mask_followers()
+        self._averages.mask()
         for callback in list(self._callbacks.values()):
             callback(self)
 
@@ -369,48 +344,15 @@ class Topology:
         """After model or optimizer state was loaded: weights must fit the masks, state is made to."""
         if not self._unchecked:
             return
-        for layer in self._layers:
-            part = local(layer.weight.detach())
-            layer.bits = matching(layer.bits, part)
-            if not is_zero_off_mask(part, layer.bits):
-                other = "model too (model" if self._saved else "their topology too (topology"
-                raise ConfigurationError(
-                    f"layer {layer.name}: the weights that were loaded are not zero off the mask; load the state of "
-                    f"{other}.load_state_dict), or call topology.enforce() to cut them to this one."
-                )
-        self._check_uncut()
+        check_fits(self._layers, bool(self._saved))
+        check_uncut(self._layers, self._optimizers, self._saved)
         self.enforce()
-
-    def _check_uncut(self) -> None:
-        """Weights and optimizer state that were loaded before ``sparsify`` are cut to masks that it drew."""
-        for layer in self._layers:
-            if is_sharded(layer.weight):
-                # The counts are of whole layers.
-                continue
-            saved, found = self._saved.get(layer.seed_name, {}), self._count_set(layer)
-            for name in saved.keys() & found.keys():
-                # Some may have become 0 since, in a type of less range.
-                if found[name] < 0.99 * saved[name]:
-                    raise ConfigurationError(
-                        f"layer {layer.name}: of its {name}, {saved[name]} entries were not at their initial value "
-                        f"when the topology was saved, and {found[name]} are now, as when model or optimizer are "
-                        "loaded before sparsify, which cuts them to masks of its own. Call sparsify first and load "
-                        "all three states after it, in any order; or call topology.enforce() to go on with what is "
-                        "there."
-                    )
-
-    def _count_set(self, layer: SparseLayer) -> dict[str, int]:
-        """How many weights and entries of optimizer state are not what they are in a fresh layer off its mask."""
-        count = {"weight": int(local(layer.weight.detach()).count_nonzero())}
-        for optimizer in self._optimizers:
-            count |= count_set(*local_state(optimizer, layer.weight))
-        return count
 
     def enforce(self) -> None:
         """Cuts weights, gradients and optimizer state to the masks, after something else wrote into them."""
         for layer in self._layers:
             self._enforce_layer(layer)
-        self._mask_followers()
+        self._averages.mask()
         self._unchecked, self._saved = False, {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -426,7 +368,9 @@ class Topology:
             "evolutions": self.evolutions,
             "masks": self.masks,
             "layers": {layer.name: layer.state_dict() for layer in self._layers},
-            "set": {layer.name: self._count_set(layer) for layer in self._layers if not is_sharded(layer.weight)},
+            "set": {
+                layer.name: count_set(layer, self._optimizers) for layer in self._layers if not is_sharded(layer.weight)
+            },
             "records": self.records,
         }
 
@@ -465,4 +409,4 @@ class Topology:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._followers.clear()
+        self._averages.clear()

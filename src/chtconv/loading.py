@@ -1,0 +1,71 @@
+"""After states were loaded: whether weights, optimizer state and masks belong together."""
+
+from collections.abc import Mapping, Sequence
+
+from torch.optim import Optimizer
+
+from chtconv import optimizer_state
+from chtconv.enforcement import is_zero_off_mask, matching
+from chtconv.errors import ConfigurationError
+from chtconv.sharding import is_sharded, local, local_state
+from chtconv.sparse_layer import SparseLayer
+
+# Some entries may have become 0 since, in a type of less range.
+_TOLERATED = 0.99
+
+
+def check_fits(layers: Sequence[SparseLayer], topology_loaded: bool) -> None:
+    """Refuses weights that are not zero off the masks.
+
+    Args:
+        layers: of the model.
+        topology_loaded: whether the masks were loaded, so that it is the model that was not.
+
+    Raises:
+        ConfigurationError: naming the layer and what to load.
+    """
+    for layer in layers:
+        part = local(layer.weight.detach())
+        layer.bits = matching(layer.bits, part)
+        if not is_zero_off_mask(part, layer.bits):
+            other = "model too (model" if topology_loaded else "their topology too (topology"
+            raise ConfigurationError(
+                f"layer {layer.name}: the weights that were loaded are not zero off the mask; load the state of "
+                f"{other}.load_state_dict), or call topology.enforce() to cut them to this one."
+            )
+
+
+def count_set(layer: SparseLayer, optimizers: Sequence[Optimizer]) -> dict[str, int]:
+    """How many weights and entries of optimizer state are not what they are in a fresh layer off its mask."""
+    count = {"weight": int(local(layer.weight.detach()).count_nonzero())}
+    for optimizer in optimizers:
+        count |= optimizer_state.count_set(*local_state(optimizer, layer.weight))
+    return count
+
+
+def check_uncut(
+    layers: Sequence[SparseLayer], optimizers: Sequence[Optimizer], saved: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Refuses weights and optimizer state that were loaded before ``sparsify``, and cut to masks that it drew.
+
+    Args:
+        layers: of the model; sharded ones are passed over, because the counts are of whole layers.
+        optimizers: that train it.
+        saved: what :func:`count_set` said of each layer when its topology was saved.
+
+    Raises:
+        ConfigurationError: naming the layer, what was cut and what to do.
+    """
+    for layer in layers:
+        if layer.seed_name not in saved or is_sharded(layer.weight):
+            continue
+        before, found = saved[layer.seed_name], count_set(layer, optimizers)
+        for name in before.keys() & found.keys():
+            if found[name] < _TOLERATED * before[name]:
+                raise ConfigurationError(
+                    f"layer {layer.name}: of its {name}, {before[name]} entries were not at their initial value "
+                    f"when the topology was saved, and {found[name]} are now, as when model or optimizer are loaded "
+                    "before sparsify, which cuts them to masks of its own. Give sparsify the state of the topology "
+                    "(state=...), or call it first and load all three states after it, in any order; or call "
+                    "topology.enforce() to go on with what is there."
+                )
