@@ -1,4 +1,4 @@
-"""What tests of several subjects share: networks, optimizers, a training loop, and what methods promise, stated again."""
+"""What tests of several subjects share: networks, optimizers, training, and what methods promise, stated again."""
 
 import inspect
 import itertools
@@ -91,7 +91,9 @@ def fresh_state(optimizer, weight):
     accepted = inspect.signature(type(optimizer)).parameters
     nothing = nn.Parameter(torch.zeros(3, 2, dtype=weight.dtype))
     nothing.grad = torch.zeros_like(nothing)
-    twin = type(optimizer)([nothing], **{key: value for key, value in group.items() if key in accepted and key != "params"})
+    twin = type(optimizer)(
+        [nothing], **{key: value for key, value in group.items() if key in accepted and key != "params"}
+    )
     twin.step()
     return {key: value[0, 0] for key, value in twin.state[nothing].items() if getattr(value, "shape", ()) == (3, 2)}
 
@@ -99,7 +101,9 @@ def fresh_state(optimizer, weight):
 def state_of(optimizer, weight):
     """What the optimizer remembers weight by weight."""
     return {
-        key: value for key, value in optimizer.state.get(weight, {}).items() if getattr(value, "shape", ()) == weight.shape
+        key: value
+        for key, value in optimizer.state.get(weight, {}).items()
+        if getattr(value, "shape", ()) == weight.shape
     }
 
 
@@ -114,7 +118,9 @@ def assert_nothing_off_the_mask(topology, model, optimizer):
         assert set(states) <= set(fresh)
         for key, state in states.items():
             # Adamax keeps a maximum that is 0 at first and eps after a step without a gradient.
-            assert ((state[off] == fresh[key]) | ((state[off] == 0) & (key == "exp_inf"))).all(), f"state {key} of {name}"
+            assert ((state[off] == fresh[key]) | ((state[off] == 0) & (key == "exp_inf"))).all(), (
+                f"state {key} of {name}"
+            )
             assert not torch.signbit(state[off]).any(), f"negative zero in state {key} of {name}"
 
 

@@ -1,142 +1,266 @@
-"""Removal, regrowth and one whole evolution of a layer."""
+"""Whole evolutions against independent ones: RigL, GraNet, SNFS and gradual pruning, done again on a twin."""
 
-import itertools
+import copy
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import kernels, source, sparse, train
+from torch import nn
 
-from chtconv import regrowth
-from chtconv.evolution import evolve
-from chtconv.initial import links_per_kernel, random_mask
+import chtconv
+from chtconv.evolution import turnover
 from chtconv.methods import METHODS
-from chtconv.removal import smallest_magnitudes
-from chtconv.selection import Count, take_largest
 
-EVOLVING = [name for name, method in METHODS.items() if method.regrowth]
+SWAPPING = [name for name, method in METHODS.items() if method.regrowth and method.density == "constant"]
 
 
-def source(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def exactly(kernels, count):
-    return Count(count, torch.zeros(kernels, 1, dtype=torch.bool))
-
-
-def test_removal_takes_the_smallest_active_magnitudes():
-    weight = torch.tensor([[0.5, -0.1, 0.0, 0.3, -0.2], [1.0, 0.0, -3.0, 2.0, 0.1]])
-    mask = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 1, 1, 0]]).bool()
-    removed = smallest_magnitudes(weight, mask, exactly(2, 2), source())
-    assert removed.tolist() == [[False, True, False, False, True], [True, False, False, True, False]]
-
-
-def test_new_links_that_are_still_zero_go_first_and_at_random():
-    weight, mask = torch.zeros(4000, 6), torch.ones(4000, 6, dtype=torch.bool)
-    weight[:, 3:] = 1
-    removed = smallest_magnitudes(weight, mask, exactly(4000, 1), source()).double().mean(0)
-    assert not removed[3:].any()
-    assert (removed[:3] - 1 / 3).abs().max() < 0.04
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_removal_takes_any_floating_point_type(dtype):
-    weight = torch.tensor([[0.5, 0.25, 1.0]], dtype=dtype)
-    mask = torch.ones(1, 3, dtype=torch.bool)
-    assert smallest_magnitudes(weight, mask, exactly(1, 1), source()).tolist() == [[False, True, False]]
-
-
-def test_set_is_uniform_among_the_disabled():
-    scores = torch.tensor([[5.0, 0.0, 1.0, 100.0]]).expand(8000, 4).contiguous()
-    allowed = torch.ones(8000, 4, dtype=torch.bool)
-    taken = take_largest(regrowth.uniform(scores, source()), allowed, exactly(8000, 1)).double().mean(0)
-    assert (taken - 0.25).abs().max() < 0.025
-
-
-def test_cht_takes_the_highest_scores_then_the_rest_at_random():
-    scores = torch.tensor([[0.0, 3.0, 0.0, 1.0, 0.0]]).expand(6000, 5).contiguous()
-    allowed = torch.ones(6000, 5, dtype=torch.bool)
-    taken = take_largest(regrowth.highest_score(scores, source()), allowed, exactly(6000, 3)).double().mean(0)
-    assert taken[1] == taken[3] == 1
-    assert (taken[[0, 2, 4]] - 1 / 3).abs().max() < 0.03
-
-
-def sampling_without_replacement(weights, count):
-    """The probability of each set, by enumerating the orders in which it can be drawn."""
-    chances = {}
-    for order in itertools.permutations(range(len(weights)), count):
-        chance, left = 1.0, sum(weights)
-        for i in order:
-            chance, left = chance * weights[i] / left, left - weights[i]
-        chances[frozenset(order)] = chances.get(frozenset(order), 0) + chance
-    return chances
-
-
-def test_chts_samples_without_replacement_in_proportion_to_the_score():
-    weights, kernels = [4.0, 2.0, 1.0, 0.5], 20_000
-    scores = torch.tensor([weights]).expand(kernels, 4).contiguous()
-    keys = regrowth.sampled_by_score(scores, source())
-    taken = take_largest(keys, torch.ones(kernels, 4, dtype=torch.bool), exactly(kernels, 2))
-    sets = [frozenset(row.nonzero().flatten().tolist()) for row in taken]
-    for chosen, chance in sampling_without_replacement(weights, 2).items():
-        assert abs(sets.count(chosen) / kernels - chance) < 5 * (chance * (1 - chance) / kernels) ** 0.5
-
-
-def test_chts_takes_positive_scores_first_and_the_rest_uniformly():
-    scores = torch.tensor([[0.0, 1e-6, 0.0, 1e3, 0.0]]).expand(6000, 5).contiguous()
-    allowed = torch.ones(6000, 5, dtype=torch.bool)
-    taken = take_largest(regrowth.sampled_by_score(scores, source()), allowed, exactly(6000, 3)).double().mean(0)
-    assert taken[1] == taken[3] == 1
-    assert (taken[[0, 2, 4]] - 1 / 3).abs().max() < 0.03
-
-
-@pytest.mark.parametrize("name", EVOLVING)
 @given(
-    links=st.integers(1, 30),
-    zeta=st.floats(0.01, 1),
+    links=st.integers(1, 50), target=st.integers(1, 50), share=st.floats(0, 1), rows=st.integers(1, 4),
     seed=st.integers(0, 2**31),
-    spread=st.sampled_from(["no", "few", "all"]),
-)
-def test_an_evolution_keeps_the_number_of_links_of_every_kernel(name, links, zeta, seed, spread):
-    mask = random_mask(4, 30, links, source(seed))
-    weight = torch.randn(4, 30, generator=source(seed)) * mask
-    scores = torch.rand(4, 30, generator=source(seed)) * {"no": 0, "few": 1, "all": 1}[spread]
-    if spread == "few":
-        scores[:, 3:] = 0
-    evolved = evolve(
-        weight, mask, method=METHODS[name], links=links, zeta=zeta,
-        link_scores=lambda kept: scores * ~kept, generator=source(seed),
+)  # fmt: skip
+def test_turnover_exchanges_so_many_of_the_smaller_number_and_prunes_or_grows_to_the_target(
+    links, target, share, rows, seed
+):
+    exchanged = share * min(links, target)
+    counts = turnover(links, target, exchanged, rows, source(seed))
+    removed, regrown = (count.most - count.fewer_O.flatten().long() for count in counts)
+    assert (links - removed + regrown == target).all()
+    assert ((torch.minimum(removed, regrown) - exchanged).abs() < 1).all()
+    assert (torch.minimum(removed, regrown) >= 0).all()
+    assert (removed <= links).all()
+    assert (regrown <= target).all()
+
+
+@pytest.mark.parametrize("allocation", ["kernel", "layer"])
+@pytest.mark.parametrize("name", SWAPPING)
+@given(density=st.floats(0.05, 1), zeta=st.floats(0.01, 1), seed=st.integers(0, 2**31))
+def test_an_evolution_keeps_the_number_of_links_and_what_it_did_not_remove(name, allocation, density, zeta, seed):
+    if name == "snfs":
+        allocation = "layer"
+    model, _, topology = sparse(
+        nn.Sequential(nn.Linear(20, 4)), method=name, sparsity=1 - density, zeta=zeta, interval=10**9,
+        layers=["*"], allocation=allocation, seed=seed,
     )  # fmt: skip
-    assert (evolved.mask.sum(1) == links).all()
-    assert not (evolved.removed & ~mask).any()
-    assert ((evolved.removed.sum(1) - zeta * links).abs() < 1).all()
-    assert (mask & ~evolved.removed & ~evolved.mask).sum() == 0
-    if links == 30:
-        assert torch.equal(evolved.mask, mask)
+    topology.capture_gradients()
+    (model(torch.randn(3, 20, generator=source(seed))) ** 2).sum().backward()
+    before, rows = topology.masks["0.weight"], 4 if allocation == "kernel" else 1
+    topology.evolve()
+    mask, (row,) = topology.masks["0.weight"], topology.records
+    links = round(density * 80 / rows)
+    assert mask.view(rows, -1).sum(1).tolist() == [links] * rows
+    assert abs(row["removed"] - zeta * links * rows) < rows
+    assert (before & ~mask).sum() == (mask & ~before).sum() == row["removed"] - row["rechosen"]
 
 
 def test_a_single_link_evolves_at_the_rate_of_zeta():
     """The first convolution has one link a kernel at 95 %: rounding down, it would never change."""
-    mask = random_mask(20_000, 27, 1, source())
-    evolved = evolve(
-        mask.float(), mask, method=METHODS["set"], links=1, zeta=0.3,
-        link_scores=lambda kept: kept.float(), generator=source(1),
+    topology = sparse(
+        nn.Sequential(nn.Conv2d(3, 20_000, 3)), method="set", sparsity=1 - 1 / 27, zeta=0.3, interval=10**9
+    )[2]
+    topology.evolve()
+    assert abs(topology.records[0]["removed"] / 20_000 - 0.3) < 0.02
+
+
+class Twin:
+    """A dense copy that a step is done with again: SGD by hand, removal and regrowth by sorting."""
+
+    def __init__(self, model, topology):
+        self.modules = dict(model.named_modules())
+        self.masks = topology.masks
+        self.momentum = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in self.masks.items()}
+
+    def step(self, model, images, lr=0.1):
+        """Dense gradients and the weights after a step of plain SGD on masked ones."""
+        twin = copy.deepcopy(model)
+        twin.zero_grad()
+        twin(images).square().mean().backward()
+        parameters = dict(twin.named_parameters())
+        self.gradients = {name: parameters[name].grad for name in self.masks}
+        self.weights = {
+            name: parameters[name].detach() - lr * self.gradients[name] * mask for name, mask in self.masks.items()
+        }
+        for name, gradient in self.gradients.items():
+            self.momentum[name] = 0.9 * self.momentum[name] + 0.1 * gradient
+
+    def evolved(self, name, removed, regrown, worth, allocation):
+        """The mask after removal of the smallest and regrowth of the largest, row by row."""
+        module = self.modules[name.removesuffix(".weight")]
+        mask, size, worth = (
+            kernels(values, module) for values in (self.masks[name], self.weights[name].abs(), worth[name].abs())
+        )
+        shape = mask.shape
+        if allocation == "layer":
+            mask, size, worth = (values.view(1, -1) for values in (mask, size, worth))
+        result = torch.zeros_like(mask)
+        for row, (active, sizes, values) in enumerate(zip(mask.tolist(), size.tolist(), worth.tolist(), strict=True)):
+            alive = sorted((i for i, on in enumerate(active) if on), key=lambda i: sizes[i])[removed:]
+            free = sorted(set(range(len(active))) - set(alive), key=lambda i: -values[i])[:regrown]
+            result[row, alive + free] = True
+        return result.view(shape)
+
+
+def gradient_network():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2), nn.Tanh(), nn.ConvTranspose2d(4, 5, 2), nn.Tanh(), nn.Conv2d(5, 3, 2)
+    )
+
+
+def stepped(model, optimizer, twin):
+    images = torch.randn(4, 2, 6, 6)
+    twin.step(model, images)
+    optimizer.zero_grad()
+    model(images).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("allocation", ["kernel", "layer"])
+def test_rigl_is_rigl(allocation):
+    """The smallest of the weights after the step go, the largest dense gradients of the step come; three times."""
+    model = gradient_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = chtconv.sparsify(
+        model, optimizer, method="rigl", sparsity=0.5, zeta=0.5, interval=2, allocation=allocation
+    )
+    modules, changed = dict(model.named_modules()), 0
+    twin = Twin(model, topology)
+    for step in range(1, 7):
+        stepped(model, optimizer, twin)
+        if step % 2:
+            continue
+        for name, mask in topology.masks.items():
+            kept = kernels(twin.masks[name], modules[name.removesuffix(".weight")])
+            each = int(kept.sum()) if allocation == "layer" else int(kept[0].sum())
+            # Half of an odd number is rounded up or down at random, and which it was the record says.
+            removed = {row["layer"]: row for row in topology.records}[name]["removed"]
+            removed = removed if allocation == "layer" else removed / len(kept)
+            assert abs(removed - each / 2) <= 0.5
+            if removed == int(removed):
+                expected = twin.evolved(name, int(removed), int(removed), twin.gradients, allocation)
+                assert torch.equal(kernels(mask, modules[name.removesuffix(".weight")]), expected), (name, step)
+                changed += int((mask & ~twin.masks[name]).sum())
+        twin.masks = topology.masks
+    assert changed > 20
+
+
+def test_granet_prunes_first_and_exchanges_among_what_remains():
+    """Links after each evolution along the cubic; removed and regrown as a share of those; which ones, as RigL."""
+    model = gradient_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    topology = chtconv.sparsify(
+        model, optimizer, method="granet", sparsity=0.8, zeta=0.5, zeta_schedule="constant", interval=1, stop=5,
+        allocation="layer",
     )  # fmt: skip
-    assert abs(evolved.removed.sum().item() / 20_000 - 0.3) < 0.02
+    modules, twin = dict(model.named_modules()), Twin(model, topology)
+    for step in range(1, 5):
+        images = torch.randn(4, 2, 6, 6)
+        twin.step(model, images, lr=0.05)
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+        for row in topology.records[-3:]:
+            name = row["layer"]
+            mask, before = topology.masks[name], int(twin.masks[name].sum())
+            target = round((0.2 + 0.3 * (1 - step / 4) ** 3) * mask.numel())
+            assert row["links"] == mask.sum() == target
+            regrown = row["removed"] - (before - target)
+            assert abs(regrown - 0.5 * target) < 1
+            expected = twin.evolved(name, row["removed"], regrown, twin.gradients, "layer")
+            assert torch.equal(kernels(mask, modules[name.removesuffix(".weight")]), expected)
+        twin.masks = topology.masks
 
 
-@given(sparsity=st.floats(0, 0.99), positions=st.integers(1, 5000))
-def test_links_per_kernel_is_the_nearest_whole_number(sparsity, positions):
-    wanted = (1 - sparsity) * positions
-    if wanted <= 0.5:
-        with pytest.raises(ValueError, match="would hold no link"):
-            links_per_kernel(sparsity, positions, "layer")
-    else:
-        assert abs(links_per_kernel(sparsity, positions, "layer") - wanted) <= 0.5
+def test_snfs_regrows_by_momentum_where_the_momentum_of_links_is_large():
+    model = gradient_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = chtconv.sparsify(model, optimizer, method="snfs", sparsity=0.6, zeta=0.5, interval=3)
+    modules, twin, moved = dict(model.named_modules()), Twin(model, topology), 0
+    for step in range(1, 10):
+        stepped(model, optimizer, twin)
+        if step % 3:
+            continue
+        links = {name: int(mask.sum()) for name, mask in twin.masks.items()}
+        removed = {name: round(0.5 * number) for name, number in links.items()}
+        means = {n: float((twin.momentum[n].abs() * m).sum()) / links[n] for n, m in twin.masks.items()}
+        total = sum(removed.values())
+        for name, mask in topology.masks.items():
+            gained = int(mask.sum()) - links[name] + removed[name]
+            room = mask.numel() - links[name] + removed[name]
+            assert abs(gained - total * means[name] / sum(means.values())) < 1 or gained == room
+            expected = twin.evolved(name, removed[name], gained, twin.momentum, "layer")
+            assert torch.equal(kernels(mask, modules[name.removesuffix(".weight")]), expected)
+            moved += abs(int(mask.sum()) - links[name])
+        assert sum(int(mask.sum()) for mask in topology.masks.values()) == sum(links.values())
+        twin.masks = topology.masks
+    assert moved > 0
 
 
-def test_initial_masks_are_uniform():
-    mask = random_mask(8000, 20, 6, source()).double()
-    assert (mask.sum(1) == 6).all()
-    assert (mask.mean(0) - 0.3).abs().max() < 0.03
+def test_a_layer_that_lost_all_its_links_gets_some_again():
+    """Where everything is redistributed, a layer whose links have no momentum is left without any."""
+    model = nn.ModuleList([nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)])
+    model, optimizer, topology = sparse(model, method="snfs", sparsity=0.9, zeta=1.0, interval=1)
+    for used in (0, 0, 1, 1, 1):
+        optimizer.zero_grad()
+        model[used](torch.randn(2, 2, 5, 5)).square().sum().backward()
+        optimizer.step()
+        links = [int(mask.sum()) for mask in topology.masks.values()]
+        assert sum(links) == 14
+        assert links[1] == 0 or used == 1
+    assert {row["turnover"] for row in topology.records if row["links"] == 0} == {0.0}
+    assert topology.stats()["links"] == 14
+
+
+@pytest.mark.parametrize("allocation", ["kernel", "layer"])
+def test_gradual_pruning_takes_the_smallest_and_never_brings_one_back(allocation):
+    model = gradient_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = chtconv.sparsify(model, optimizer, method="gmp", sparsity=0.7, interval=2, stop=9, allocation=allocation)
+    modules, twin = dict(model.named_modules()), Twin(model, topology)
+    assert all(mask.all() for mask in twin.masks.values())
+    for step in range(1, 11):
+        stepped(model, optimizer, twin)
+        for name, mask in topology.masks.items():
+            module = modules[name.removesuffix(".weight")]
+            rows = len(kernels(mask, module)) if allocation == "kernel" else 1
+            gone = int(twin.masks[name].sum() - mask.sum())
+            assert gone % rows == 0
+            assert (gone > 0) == (step in (2, 4, 6, 8) and gone > 0)
+            assert torch.equal(kernels(mask, module), twin.evolved(name, gone // rows, 0, twin.gradients, allocation))
+        twin.masks = topology.masks
+    assert all(mask.sum() == pytest.approx(0.3 * mask.numel(), abs=4) for mask in twin.masks.values())
+    assert all(row["rechosen"] == row["new"] == 0 for row in topology.records)
+
+
+def test_layers_that_choose_again_what_they_removed_stop_evolving():
+    """From the evolution after the first in which they do, for good, also in a resumed run."""
+    method = chtconv.method("cht", early_stop=0.6)
+
+    def run():
+        torch.manual_seed(0)
+        return sparse(method=method, sparsity=0.5, zeta=0.4, interval=1)
+
+    model, optimizer, topology = run()
+    train(model, optimizer, 12)
+    stopped = {}
+    for row in topology.records:
+        if row["layer"] in stopped:
+            assert row["removed"] == row["new"] == 0
+        else:
+            assert row["removed"] > 0
+        if row["removed"] and row["rechosen"] / row["removed"] >= 0.6:
+            stopped[row["layer"]] = row["evolution"]
+    assert stopped
+    assert max(stopped.values()) < 11
+    assert {name for name, stats in topology.stats()["layers"].items() if stats["stopped"]} == set(stopped)
+    again, other, resumed = run()
+    for part, loaded in ((again, model), (other, optimizer), (resumed, topology)):
+        part.load_state_dict(copy.deepcopy(loaded.state_dict()))
+    train(again, other, 1)
+    assert all(row["removed"] == 0 for row in resumed.records[-3:] if row["layer"] in stopped)
+
+
+def test_without_an_early_stop_no_layer_stops():
+    model, optimizer, topology = sparse(method="cht", sparsity=0.5, zeta=0.4, interval=1)
+    train(model, optimizer, 12)
+    assert all(row["removed"] > 0 for row in topology.records)

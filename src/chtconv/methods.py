@@ -74,6 +74,12 @@ class Method:
             raise ConfigurationError(f"early_stop={self.early_stop!r}: accepted are numbers above 0 and up to 1.")
         if self.redistribute and self.worth != "momentum":
             raise ConfigurationError("redistribute=True goes by momentum; accepted is regrowth='momentum'.")
+        if self.redistribute and self.density != "constant":
+            raise ConfigurationError(
+                f"redistribute=True keeps the number of links; accepted is density='constant', not {self.density!r}."
+            )
+        if self.prune_dead and self.regrowth is None:
+            raise ConfigurationError("prune_dead=True needs a regrowth, for as many links as it removes.")
 
     @property
     def evolves(self) -> bool:

@@ -261,6 +261,11 @@ def _densities(
             )
         else:
             first = distributed(start)[name] if name in shapes else _density(start, name)
+            if each.method.regrowth is None and first < last[name]:
+                raise ConfigurationError(
+                    f"layer {name}: from sparsity {1 - first:.6g} to {1 - last[name]:.6g} links would have to come, "
+                    "and the method has no regrowth; accepted is a start that is no sparser than the end."
+                )
             densities[name] = (first, last[name])
     return densities
 

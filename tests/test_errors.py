@@ -1,0 +1,143 @@
+"""Misuse is named before anything is touched."""
+
+import gc
+
+import pytest
+import torch
+from support import mixed_network, small_network, sparse
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import chtconv
+from chtconv.errors import ConfigurationError
+
+
+def tied():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
+    model[1].weight = model[0].weight
+    return model
+
+
+def frozen():
+    model = small_network()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def parametrised():
+    model = small_network()
+    parametrizations.weight_norm(model[3])
+    return model
+
+
+def lazy():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (small_network, {"sparsity": 1.0}, r"sparsity=1\.0: accepted are numbers from 0"),
+        (small_network, {"sparsity": -0.1}, r"sparsity=-0\.1"),
+        (small_network, {"sparsity": float("nan")}, r"sparsity=nan"),
+        (small_network, {"sparsity": "0.5"}, "sparsity='0.5'"),
+        (small_network, {"sparsity": 0.99}, r"layer 0: at sparsity 0\.99 a kernel of 27 positions would hold no link"),
+        (
+            small_network,
+            {"sparsity": 0.998, "allocation": "layer"},
+            r"layer 0: at sparsity 0\.998 a layer of 216 positions would hold no link; accepted is less than 0\.997685",
+        ),
+        (mixed_network, {"sparsity": 0.95}, "layer 5: at sparsity 0.95 a kernel of 9 positions"),
+        (small_network, {"sparsity": 0.99, "method": "gmp", "stop": 9}, r"layer 0: at sparsity 0\.99"),
+        (small_network, {"method": "gmp", "stop": 900, "initial_sparsity": 1.0}, r"sparsity=1\.0"),
+        (small_network, {"method": "rigle"}, "unknown method 'rigle'"),
+        (small_network, {"method": "chtsss"}, "did you mean 'chtss'"),
+        (small_network, {"predictor": "ch3"}, "did you mean 'ch3_l3n'"),
+        (small_network, {"graph": "layr"}, "unknown graph 'layr'"),
+        (small_network, {"allocation": "kernels"}, "unknown allocation 'kernels': did you mean 'kernel'"),
+        (small_network, {"zeta": 0}, "zeta=0"),
+        (small_network, {"zeta": 1.5}, r"zeta=1\.5"),
+        (small_network, {"zeta": "a"}, "zeta='a'"),
+        (small_network, {"zeta_schedule": "cosin", "stop": 9}, "did you mean 'cosine'"),
+        (small_network, {"zeta_schedule": "cosine"}, "needs an end"),
+        (small_network, {"interval": 0}, "interval=0"),
+        (small_network, {"interval": 1.5}, r"interval=1\.5"),
+        (small_network, {"stop": -1}, "stop=-1"),
+        (small_network, {"total_steps": 0}, "total_steps=0"),
+        (small_network, {"method": "snfs", "allocation": "kernel"}, "layer 0: .*redistribute=True.*allocation='layer'"),
+        (tied, {}, "layers 0 and 1 share a weight"),
+        (frozen, {}, "layer 0: its weight is frozen"),
+        (parametrised, {}, "layer 3: its weight is computed from other parameters"),
+        (small_network, {"predictor": "ch3_l3p"}, "layer 0: predictor 'ch3_l3p' on the kernel graph"),
+    ],
+)
+def test_misuse_is_named_and_leaves_the_model_alone(model, options, message):
+    model = model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigurationError, match=message):
+        chtconv.sparsify(model, optimizer, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_weight_without_a_shape_is_named():
+    model = lazy()
+    with pytest.raises(ConfigurationError, match="layer 1: its weight has no shape yet; run a forward pass"):
+        chtconv.sparsify(model, torch.optim.SGD(model[0].parameters()))
+
+
+def test_sparsify_twice_and_a_foreign_optimizer_are_refused():
+    model, optimizer, topology = sparse()
+    with pytest.raises(ConfigurationError, match="layer 0 is sparse already; call detach"):
+        chtconv.sparsify(model, optimizer)
+    with pytest.raises(ConfigurationError, match="layer 0: no optimizer holds its weight"):
+        sparse(small_network(), optimizer)
+    # With optimizer and topology gone, nothing is left of them.
+    del optimizer, topology
+    gc.collect()
+    sparse(model)
+
+
+@pytest.mark.parametrize("optimizer", [None, [], "sgd", [torch.optim.SGD]])
+def test_what_is_no_optimizer_is_refused(optimizer):
+    with pytest.raises(ConfigurationError, match=r"optimizer=.*: accepted is an optimizer of torch, or a list"):
+        chtconv.sparsify(small_network(), optimizer)
+
+
+def test_link_prediction_before_the_first_forward_names_the_layer():
+    topology = sparse(method="cht")[2]
+    with pytest.raises(ConfigurationError, match=r"layer 0\.weight: its input size is unknown"):
+        topology.evolve()
+    assert topology.evolutions == 0
+    sparse(method="set")[2].evolve()
+    # A linear layer has no size to wait for.
+    sparse(nn.Sequential(nn.Linear(9, 9)), layers=["*"], method="cht")[2].evolve()
+
+
+def test_state_of_another_topology_is_refused():
+    state = sparse(sparsity=0.5)[2].state_dict()
+    with pytest.raises(ConfigurationError, match=r"layer 0\.weight: the mask to load has 14 to 14 links.*5, as"):
+        sparse(sparsity=0.8)[2].load_state_dict(state)
+    with pytest.raises(ConfigurationError, match=r"layer 0\.weight: the mask to load has 112 to 112 links a layer"):
+        sparse(sparsity=0.5, allocation="layer")[2].load_state_dict(state)
+    with pytest.raises(ConfigurationError, match=r"the sparse layers are \['3\.weight'\]"):
+        sparse(layers=["3"])[2].load_state_dict(state)
+    between = {"method": "granet", "stop": 1000}
+    sparse(sparsity=0.8, initial_sparsity=0.3, **between)[2].load_state_dict(state)
+    with pytest.raises(ConfigurationError, match=r"14 to 14 links a kernel; accepted are 5 to 8"):
+        sparse(sparsity=0.8, initial_sparsity=0.7, **between)[2].load_state_dict(state)
+    state["masks"]["0.weight"] = state["masks"]["0.weight"][:, :2]
+    with pytest.raises(ConfigurationError, match=r"of shape \[8, 2, 3, 3\]; accepted is torch.bool of shape \[8, 3"):
+        sparse(sparsity=0.5)[2].load_state_dict(state)
+
+
+def test_a_state_that_is_refused_changes_nothing():
+    topology = sparse(sparsity=0.5)[2]
+    before, state = topology.masks, sparse(sparsity=0.5, seed=1)[2].state_dict()
+    state["masks"]["5.weight"] = ~state["masks"]["5.weight"][:, :4]
+    with pytest.raises(ConfigurationError):
+        topology.load_state_dict(state)
+    assert all(torch.equal(mask, before[name]) for name, mask in topology.masks.items())
