@@ -22,7 +22,7 @@ NAMED = (
     ("chtconv.topology", "Topology.evolve", "enforcement"),
     ("chtconv.topology", "evolve", "regrowth: keys and choice"),
     ("chtconv.evolution", "choose_removed", "removal"),
-    ("chtconv.layers", "disabled_scores", "link prediction: patterns, look-up and the rest"),
+    ("chtconv.sparse_layer", "disabled_scores", "link prediction: patterns, look-up and the rest"),
     ("chtconv.scores.kernel_graph", "mean_weights", MEANS),
     ("chtconv.scores.layer_graph", "mean_weights", MEANS),
     ("chtconv.evolution", "tied_scores", "record"),

@@ -146,3 +146,11 @@ def test_an_evolution_removes_by_the_weights_and_the_gradients_of_the_last_step(
         gone = importance[name][before[name] & ~topology.masks[name]]
         assert len(gone) > 0
         assert torch.isin(gone, least).all()
+
+
+def test_relative_importance_sums_columns_within_a_group():
+    """Depthwise kernels share no input, so that each link is all there is of its column."""
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:, None]
+    expected = torch.stack([relative(weight[group]) for group in range(2)])
+    assert torch.allclose(relative_importance(weight), expected)
+    assert torch.allclose(relative_importance(weight)[:, 0], weight[:, 0] / weight.sum(2) + 1)

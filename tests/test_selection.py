@@ -11,6 +11,7 @@ from chtconv import selection
 from chtconv.selection import (
     Count,
     by_value,
+    count_true,
     exponentials,
     in_chunks,
     random_integers,
@@ -138,3 +139,23 @@ def test_stochastic_rounding_is_right_on_average(value):
     drawn = count.most - count.fewer_O.double()
     assert abs(drawn.mean().item() - value) < 5 * 0.5 / 20_000**0.5
     assert set(drawn.flatten().tolist()) <= {float(int(value)), float(-int(-value // 1))}
+
+
+@given(st.integers(0, 6000), st.floats(0, 1), st.integers(0, 2**31))
+def test_true_entries_are_counted(size, share, seed):
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < share
+    assert count_true(mask) == sum(mask.tolist())
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_true_entries_are_counted_in_every_memory_order(share):
+    mask = torch.rand(40, 30, 3, 5) < share
+    for view in (
+        mask,
+        mask.to(memory_format=torch.channels_last),
+        mask.mT,
+        mask[::2],
+        mask[:, 1:, ::2],
+        mask.flatten()[3:],
+    ):
+        assert count_true(view) == sum(view.flatten().tolist())

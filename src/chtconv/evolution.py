@@ -15,14 +15,14 @@ from torch import Tensor
 
 from chtconv.chains import Link, remove_dead
 from chtconv.distributed import Ranks, share_out
-from chtconv.matrix import by_channel, from_channels
+from chtconv.matrix import by_channel, from_channels, groups_of
 from chtconv.methods import Method
 from chtconv.metrics import tied_scores
 from chtconv.redistribution import redistribute
 from chtconv.regrowth import REGROWTHS, choose
 from chtconv.removal import REMOVALS, least_important, sampled_by_importance
 from chtconv.schedule import DENSITIES
-from chtconv.selection import Count, in_chunks, stochastic_round
+from chtconv.selection import Count, count_true, in_chunks, stochastic_round
 from chtconv.sharding import gathered, local, whole
 from chtconv.sparse_layer import SparseLayer
 
@@ -41,6 +41,7 @@ class Evolved(NamedTuple):
         layer: which.
         mask: the links that are active now.
         removed: the links that were removed, whether they were chosen again or not.
+        new: the links that were not there before.
         scored: float64 [2], how many link scores are positive, and the share that is tied (see
             :func:`chtconv.metrics.tied_scores`); None for a method without link prediction.
         links: number of links afterwards, of each kernel or of the layer, as its allocation says.
@@ -49,6 +50,7 @@ class Evolved(NamedTuple):
     layer: SparseLayer
     mask: Tensor
     removed: Tensor
+    new: Tensor
     scored: Tensor | None
     links: int
 
@@ -151,12 +153,16 @@ def _remove(layer: SparseLayer, target: int, exchanged: float, progress: float, 
     mask_OI = layer.matrix(layer.mask)
     mask_RN = _rows(mask_OI, layer)
     counts = turnover(layer.links, target, exchanged, len(mask_RN), generator)
-    weight_OI = layer.matrix(whole(layer.weight.detach()))
-    gradient = layer.weight.grad if REMOVALS[str(layer.settings.method.removal)].needs_gradient else None
+    groups = groups_of(layer.module)
+    weight_GOI = layer.matrix(whole(layer.weight.detach())).unflatten(0, (groups, -1))
+    gradient_GOI = None
+    if REMOVALS[str(layer.settings.method.removal)].needs_gradient:
+        gradient = layer.weight.grad if layer.weight.grad is not None else torch.zeros_like(layer.weight)
+        gradient_GOI = layer.matrix(whole(gradient)).unflatten(0, (groups, -1))
     removed_RN = choose_removed(
         layer.settings.method,
-        weight_OI,
-        layer.matrix(whole(gradient)) if gradient is not None else torch.zeros_like(weight_OI),
+        weight_GOI,
+        gradient_GOI,
         mask_RN,
         counts.removed,
         progress,
@@ -169,8 +175,8 @@ def _remove(layer: SparseLayer, target: int, exchanged: float, progress: float, 
 
 def choose_removed(
     method: Method,
-    weight_OI: Tensor,
-    gradient_OI: Tensor,
+    weight_GOI: Tensor,
+    gradient_GOI: Tensor | None,
     mask_RN: Tensor,
     count: Count,
     progress: float,
@@ -181,8 +187,8 @@ def choose_removed(
 
     Args:
         method: whose removal it is; it must have one.
-        weight_OI: weights of the layer.
-        gradient_OI: gradients of its active links, for a removal that looks at them.
+        weight_GOI: weights of the layer, by group.
+        gradient_GOI: gradients of its active links, for a removal that looks at them.
         mask_RN: bool, active links in the rows within which they compete.
         count: how many go in each row.
         progress: of the evolution, from 0 to 1.
@@ -194,7 +200,7 @@ def choose_removed(
     """
     assert method.removal is not None
     rule = REMOVALS[method.removal]
-    importance_RN = rule.importance(weight_OI, gradient_OI).reshape(mask_RN.shape)
+    importance_RN = rule.importance(weight_GOI, gradient_GOI).reshape(mask_RN.shape)
     removed = []
     for some in in_chunks(mask_RN):
         rows = importance_RN[some], mask_RN[some], count.of(some), generator
@@ -233,23 +239,27 @@ def _regrow_all(removed: Sequence[_Removed], ranks: Ranks | None) -> list[Evolve
 
     found = iter(share_out(ranks, [each.kept.numel() for each in shared], work))
     return [
-        _regrow(each) if each.layer.settings.method.needs_dense_gradients else _evolved(each, *next(found))
+        _regrow(each) if each.layer.settings.method.needs_dense_gradients else _told(each, *next(found))
         for each in removed
     ]
 
 
-def _evolved(each: _Removed, mask_N: Tensor, scored: Tensor) -> Evolved:
+def _evolved(each: _Removed, mask_OI: Tensor, scored: Tensor | None) -> Evolved:
+    new_OI = mask_OI & ~(each.kept | each.removed)
+    return Evolved(each.layer, mask_OI, each.removed, new_OI, scored, each.links)
+
+
+def _told(each: _Removed, mask_N: Tensor, scored: Tensor) -> Evolved:
+    """What another rank has found."""
     mask_OI = mask_N.to(each.kept.device).view(each.kept.shape)
-    return Evolved(
-        each.layer, mask_OI, each.removed, scored if each.layer.settings.method.uses_scores else None, each.links
-    )
+    return _evolved(each, mask_OI, scored if each.layer.settings.method.uses_scores else None)
 
 
 def _regrow(each: _Removed) -> Evolved:
     layer, method = each.layer, each.layer.settings.method
-    scores_OI = layer.link_scores(each.kept) if method.uses_scores else None
     if method.regrowth is None:
-        return Evolved(layer, each.kept, each.removed, None, each.links)
+        return _evolved(each, each.kept, None)
+    scores_OI = layer.link_scores(each.kept) if method.uses_scores else None
     worth_OI = _worth(layer, scores_OI) if method.worth != "nothing" else each.kept
     kept_RN, removed_RN = _rows(each.kept, layer), _rows(each.removed, layer)
     worth_RN = worth_OI.reshape(kept_RN.shape)
@@ -260,12 +270,10 @@ def _regrow(each: _Removed) -> Evolved:
         )
         for some in in_chunks(kept_RN)
     ])  # fmt: skip
-    mask_OI = each.kept | regrown_RN.view(each.kept.shape)
     scored = None
     if scores_OI is not None:
-        tied = tied_scores(scores_OI, each.kept)
-        scored = torch.stack([scores_OI.count_nonzero().double(), tied.double()])
-    return Evolved(layer, mask_OI, each.removed, scored, each.links)
+        scored = torch.stack([count_true(scores_OI > 0).double(), tied_scores(scores_OI, each.kept).double()])
+    return _evolved(each, each.kept | regrown_RN.view(each.kept.shape), scored)
 
 
 def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:

@@ -84,7 +84,13 @@ def initial_mask(
             "accepted is 'random' here."
         )
     make = LINEAR_TOPOLOGIES[initial] if isinstance(initial, str) else initial
-    mask_OI = make(*shape, links * (shape[0] if allocation == "kernel" else 1), generator)
+    total = links * (shape[0] if allocation == "kernel" else 1)
+    mask_OI = make(*shape, total, generator)
+    if mask_OI.shape != shape or mask_OI.dtype != torch.bool or int(mask_OI.sum()) != total:
+        raise ConfigurationError(
+            f"layer {layer}: initial={initial!r} gave {mask_OI.dtype} of shape {list(mask_OI.shape)} with "
+            f"{int(mask_OI.sum())} links; accepted is torch.bool of shape {list(shape)} with {total}."
+        )
     if allocation == "kernel" and not bool((mask_OI.sum(1) == links).all()):
         raise ConfigurationError(
             f"layer {layer}: initial={initial!r} does not give every kernel the same number of links; "

@@ -46,6 +46,10 @@ def find_layers(model: nn.Module, choice: Choice | None) -> dict[str, Layer]:
     if not choice:
         raise ConfigurationError(f"layers={choice!r} chooses no layer; accepted is a list of names, or None for all.")
     for each in choice:
+        if not isinstance(each, str | type):
+            raise ConfigurationError(
+                f"layers=[..., {each!r}, ...]: accepted are names with wildcards and types of modules."
+            )
         if not any(_matches(each, name, module) for name, module in layers.items()):
             raise ConfigurationError(f"layers={each!r} matches no layer; those of the model are {', '.join(layers)}.")
     return {name: module for name, module in layers.items() if any(_matches(each, name, module) for each in choice)}

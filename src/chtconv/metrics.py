@@ -15,7 +15,7 @@ from chtconv.sparse_layer import SparseLayer
 # What the statistics of a layer take from the record of its last evolution.
 FROM_RECORD = ("overlap", "turnover", "survival", "zero_scores", "tied_scores")
 _SUMS = ("links", "size", "explored", "forward_flops", "dense_forward_flops", "training_flops", "dense_training_flops")
-_SAMPLE = 16
+_SAMPLE = 8
 
 
 def layer_stats(layer: SparseLayer, steps: int) -> dict[str, Any]:
@@ -88,11 +88,12 @@ def empty_slices(mask_OI: Tensor, layer: Layer) -> Tensor:
 def tied_scores(scores_OI: Tensor, active_OI: Tensor) -> Tensor:
     """Share of the candidates whose score is positive and equal to another one of their kernel.
 
-    Equal to the precision at which regrowth compares, and in up to 16 kernels, evenly spread.
+    Equal to the precision at which regrowth compares, and in up to 8 kernels, evenly spread.
     """
-    every = max(1, len(scores_OI) // _SAMPLE)
-    scores_SI, active_SI = scores_OI[::every][:_SAMPLE], active_OI[::every][:_SAMPLE]
-    order_SI = scores_SI.contiguous().view(torch.int32).add(1 << ROUNDING_BITS - 1) >> ROUNDING_BITS
+    kernels = len(scores_OI)
+    chosen_S = torch.arange(min(kernels, _SAMPLE), device=scores_OI.device) * kernels // min(kernels, _SAMPLE)
+    scores_SI, active_SI = scores_OI[chosen_S], active_OI[chosen_S]
+    order_SI = scores_SI.view(torch.int32).add(1 << ROUNDING_BITS - 1) >> ROUNDING_BITS
     ordered_SI = order_SI.mul_(~active_SI).sort(dim=1).values
     same = (ordered_SI[:, 1:] == ordered_SI[:, :-1]) & (ordered_SI[:, 1:] > 0)
     tied = torch.zeros_like(active_SI)

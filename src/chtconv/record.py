@@ -7,6 +7,7 @@ from torch import Tensor
 
 from chtconv.evolution import Evolved
 from chtconv.metrics import empty_slices
+from chtconv.selection import count_true
 
 
 class Record:
@@ -24,14 +25,14 @@ class Record:
     * ``itop``: share of all links that were ever active (in-time over-parametrisation);
     * ``empty_slices``: share of the (kernel, input channel) pairs without a link;
     * ``zero_scores``: share of the disabled positions with score 0, and ``tied_scores``, share of them whose score is
-      positive and equal to another one of their kernel (in up to 16 kernels); None without link prediction.
+      positive and equal to another one of their kernel (in up to 8 kernels); None without link prediction.
     """
 
     def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
         self._rows = list(rows or [])
         self._pending: list[tuple[dict[str, Any], Tensor, bool]] = []
 
-    def add(self, evolution: int, step: int, evolved: Evolved, newest: Tensor, new: Tensor, explored: Tensor) -> None:
+    def add(self, evolution: int, step: int, evolved: Evolved, newest: Tensor, explored: Tensor) -> None:
         """Adds the row of a layer that has just evolved.
 
         Args:
@@ -39,7 +40,6 @@ class Record:
             step: optimizer steps so far.
             evolved: what became of the layer.
             newest: bool [O, I], links that the evolution before brought.
-            new: bool [O, I], links that this one brought.
             explored: bool, links that were ever active, up to now.
         """
         mask, layer = evolved.mask, evolved.layer
@@ -49,16 +49,16 @@ class Record:
         numbers = torch.stack([
             number.double()
             for number in (
-                mask.count_nonzero(),
-                evolved.removed.count_nonzero(),
-                (evolved.removed & mask).count_nonzero(),
-                new.count_nonzero(),
+                count_true(mask),
+                count_true(evolved.removed),
+                count_true(evolved.removed & mask),
+                count_true(evolved.new),
                 positive,
                 empty_slices(mask, layer.module),
                 tied,
-                newest.count_nonzero(),
-                (newest & mask).count_nonzero(),
-                explored.count_nonzero(),
+                count_true(newest),
+                count_true(newest & mask),
+                count_true(explored),
             )
         ])  # fmt: skip
         key = {"evolution": evolution, "step": step, "layer": layer.name, "size": mask.numel()}

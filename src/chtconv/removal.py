@@ -1,7 +1,7 @@
 """Which links go: those of least importance, strictly or at random (paper, section 3.2.2, Removal).
 
 A removal is a measure of importance and whether it is obeyed strictly (the smallest go) or softly (links are kept
-at random, the important ones with larger probability). Shapes: O kernels, I positions of a kernel, and R rows of
+at random, the important ones with larger probability). Shapes: G groups of O kernels, I positions of a kernel, and R rows of
 N positions within which links compete: the kernels, or one row for the whole layer.
 """
 
@@ -16,27 +16,30 @@ from chtconv.selection import Count, by_value, exponentials, take_largest, take_
 Importance = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def magnitude(weight_OI: Tensor, gradient_OI: Tensor | None = None) -> Tensor:
+def magnitude(weight_GOI: Tensor, gradient_GOI: Tensor | None = None) -> Tensor:
     """``|w|``: SET, RigL, CHT (paper, section 3.2.2)."""
-    return weight_OI.float()
+    return weight_GOI.float()
 
 
-def relative_importance(weight_OI: Tensor, gradient_OI: Tensor | None = None) -> Tensor:
+def relative_importance(weight_GOI: Tensor, gradient_GOI: Tensor | None = None) -> Tensor:
     """``|w| / sum over its row + |w| / sum over its column``: what a link is to the neurons at its ends (CHTs).
+
+    Columns are summed within a group, because groups share no input.
 
     >>> relative_importance(torch.tensor([[1.0, 3.0], [1.0, 0.0]]))
     tensor([[0.7500, 1.7500],
             [1.5000, 0.0000]])
     """
-    size_OI = weight_OI.float().abs()
+    size_GOI = weight_GOI.float().abs()
     tiny = torch.finfo(torch.float32).tiny
-    return size_OI / size_OI.sum(1, keepdim=True).clamp_min(tiny) + size_OI / size_OI.sum(0).clamp_min(tiny)
+    rows, columns = (size_GOI.sum(axis, keepdim=True).clamp_min(tiny) for axis in (-1, -2))
+    return size_GOI / rows + size_GOI / columns
 
 
-def magnitude_and_gradient(weight_OI: Tensor, gradient_OI: Tensor | None) -> Tensor:
+def magnitude_and_gradient(weight_GOI: Tensor, gradient_GOI: Tensor | None) -> Tensor:
     """``|w| + |dL/dw|``, with the gradient of the last step: MEST (Yuan et al. 2021, equation 1, lambda 1)."""
-    assert gradient_OI is not None
-    return weight_OI.float().abs() + gradient_OI.float().abs()
+    assert gradient_GOI is not None
+    return weight_GOI.float().abs() + gradient_GOI.float().abs()
 
 
 class Removal(NamedTuple):

@@ -76,7 +76,7 @@ class Schedule:
             raise ConfigurationError(f"zeta={self.zeta!r}: accepted are numbers above 0 and up to 1.")
         if self.decay not in DECAYS:
             raise unknown("zeta schedule", self.decay, DECAYS)
-        if not isinstance(self.interval, int) or self.interval < 1:
+        if not isinstance(self.interval, int) or isinstance(self.interval, bool) or self.interval < 1:
             raise ConfigurationError(f"interval={self.interval!r}: accepted is a whole number of optimizer steps.")
         if self.stop is not None and (not isinstance(self.stop, int) or self.stop < 0):
             raise ConfigurationError(f"stop={self.stop!r}: accepted is a whole number of optimizer steps, or None.")

@@ -192,13 +192,16 @@ def _schedule(
         raise ConfigurationError(f"total_steps={total_steps!r}: accepted is at least 1 optimizer step.")
     if stop is None and total_steps is not None:
         stop = total_steps * 3 // 4
-    if stop is None:
-        for name, each in settings.items():
-            if each.method.density != "constant":
-                raise ConfigurationError(
-                    f"layer {name}: the density schedule {each.method.density!r} needs an end: "
-                    "give stop or total_steps."
-                )
+    for name, each in settings.items():
+        if each.method.density != "constant" and stop is None:
+            raise ConfigurationError(
+                f"layer {name}: the density schedule {each.method.density!r} needs an end: give stop or total_steps."
+            )
+        if each.method.density != "constant" and stop is not None and stop <= interval:
+            raise ConfigurationError(
+                f"layer {name}: the density schedule {each.method.density!r} would never begin, because no evolution "
+                f"falls between the interval, {interval}, and stop, {stop}; accepted is interval below stop."
+            )
     wanted = {each.method.zeta_schedule for each in settings.values()}
     usual = next(iter(wanted)) if len(wanted) == 1 else None
     decay = zeta_schedule or ("constant" if stop is None else usual or "cosine")

@@ -190,7 +190,7 @@ class Topology:
         verify(
             self._ranks,
             [each.layer.name for each in results],
-            [(each.layer.matrix(each.layer.mask), each.removed, each.mask) for each in results],
+            [(each.new, each.removed, each.mask) for each in results],
             f"masks in evolution {self.evolutions}",
         )
         for evolved in results:
@@ -218,13 +218,14 @@ class Topology:
 
     def _put_into_force(self, evolved: Evolved) -> None:
         layer = evolved.layer
-        old_OI, new = layer.matrix(layer.mask), from_matrix(evolved.mask, layer.module)
-        layer.put_mask(new)
+        mask = from_matrix(evolved.mask, layer.module)
+        layer.put_mask(mask)
         layer.links = evolved.links
-        layer.explored = layer.explored.to(new.device) | new
+        # In the memory order of the mask.
+        layer.explored = mask | layer.explored.to(mask.device)
         self._enforce_layer(layer)
-        brought, layer.newest = layer.newest.to(new.device), evolved.mask & ~old_OI
-        self._record.add(self.evolutions, self.step_count, evolved, brought, layer.newest, layer.explored)
+        brought, layer.newest = layer.newest.to(mask.device), evolved.new
+        self._record.add(self.evolutions, self.step_count, evolved, brought, layer.explored)
         stop = layer.settings.method.early_stop
         if stop is not None and not layer.stopped:
             removed = evolved.removed
