@@ -1,8 +1,8 @@
 """Which links go: those of least importance, strictly or at random (paper, section 3.2.2, Removal).
 
 A removal is a measure of importance and whether it is obeyed strictly (the smallest go) or softly (links are kept
-at random, the important ones with larger probability). Shapes: G groups of O kernels, I positions of a kernel, and R rows of
-N positions within which links compete: the kernels, or one row for the whole layer.
+at random, the important ones with larger probability). Shapes: G groups of O kernels, I positions of a kernel, and R
+rows of N positions within which links compete: the kernels, or one row for the whole layer.
 """
 
 from collections.abc import Callable
