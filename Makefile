@@ -32,15 +32,17 @@ format: $(VENV)/.installed  ## mend what lint and format can mend by themselves
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## masks, evolution and link prediction beside a dense step and other baselines
+bench: $(VENV)/.installed  ## every benchmark, beside its baselines: half an hour on 2 quiet cores
 	$(BIN)/python benchmarks/evolution.py
 	$(BIN)/python benchmarks/link_prediction.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/distributed.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: hours on 2 cores, resumable; see experiments/
 	$(BIN)/python experiments/evidence.py
 
-tables: $(VENV)/.installed  ## the tables of the README, from results/
+tables: $(VENV)/.installed  ## the tables of the README and the docs, from results/
 	$(BIN)/python experiments/tables.py
 
 clean:  ## remove the environment, caches and runs

@@ -1,7 +1,7 @@
-"""Writes the tables of the README from the lines in results/: no number there is typed.
+"""Writes the tables of the README and the docs from the lines in results/: no number there is typed.
 
 python experiments/tables.py            writes them
-python experiments/tables.py --check    exit code 1 where the README says something else than the results
+python experiments/tables.py --check    exit code 1 where they say something else than the results
 """
 
 import argparse
@@ -139,34 +139,69 @@ def _quartiles(values: dict[str, float], form: str = ".3f", unit: float = 1) -> 
     return f"{median} ({low} to {high})"
 
 
+def distributed() -> str:
+    """The latest benchmark of several ranks: an evolution that is shared out among them, and one that is not."""
+    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "distributed"]
+    if not lines:
+        return ""
+    rows = []
+    for name, row in lines[-1]["rows"].items():
+        method, _, width = name.partition(", ")
+        ratio = (
+            f"{row['sharing']['ratio']:.2f} ({row['sharing']['ratio_low']:.2f} to {row['sharing']['ratio_high']:.2f})"
+        )
+        times = [f"{row[way]:.3f}" for way in ("by itself", "checked", "shared")]
+        rows.append([f"{METHOD_NAMES[method]}, {width}", *times, "" if method == "rigl" else ratio])
+    return markdown(["seconds of an evolution", "alone", "checked", "shared", "shared / checked"], rows)
+
+
+def checkpoint() -> str:
+    """The latest sizes of checkpoints: the sparse file as a part of that of torch.save."""
+    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "checkpoint"]
+    if not lines:
+        return ""
+    rows = [
+        [f"{float(sparsity):.0%}", *(f"{each['save_sparse'] / each['torch.save']:.1%}" for each in row.values())]
+        for sparsity, row in lines[-1]["rows"].items()
+    ]
+    return markdown(["sparsity", *(f"VGG16, {name}" for name in next(iter(lines[-1]["rows"].values())))], rows)
+
+
+# The tables by file, and by name.
 TABLES = {
-    "cifar10": cifar10,
-    "evolution": evolution,
-    "link_prediction": link_prediction,
-    "stages": stages,
-    "training_step": training_step,
+    "README.md": {
+        "cifar10": cifar10,
+        "evolution": evolution,
+        "link_prediction": link_prediction,
+        "stages": stages,
+        "training_step": training_step,
+    },
+    "docs/distributed.md": {"distributed": distributed},
+    "docs/enforcement.md": {"checkpoint": checkpoint},
 }
 
 
-def filled(text: str) -> str:
-    """The text with each table between its markers."""
-    for name, table in TABLES.items():
+def filled(file: str, text: str) -> str:
+    """The text of a file with each of its tables between its markers."""
+    for name, table in TABLES[file].items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda match, t=table: f"{match[1]}{t()}\n{match[2]}", text, flags=re.DOTALL)
         if found != 1:
-            raise SystemExit(f"README.md has {found} places for the table {name!r}; it needs one.")
+            raise SystemExit(f"{file} has {found} places for the table {name!r}; it needs one.")
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail where something would change")
-    readme = ROOT / "README.md"
-    before = readme.read_text()
-    after = filled(before)
-    if parser.parse_args().check:
-        sys.exit("README.md differs from results/; run: make tables" if before != after else 0)
-    readme.write_text(after)
+    check = parser.parse_args().check
+    for file in TABLES:
+        before = (ROOT / file).read_text()
+        after = filled(file, before)
+        if check and before != after:
+            sys.exit(f"{file} differs from results/; run: make tables")
+        if not check:
+            (ROOT / file).write_text(after)
 
 
 if __name__ == "__main__":

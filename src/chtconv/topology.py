@@ -301,7 +301,9 @@ class Topology:
 
     def _only_fills_state(self, optimizer: Optimizer) -> bool:
         """Whether a step is one without rate and gradients, as torch.distributed.checkpoint takes to make state."""
-        if any(group.get("lr", 1.0) != 0 for group in optimizer.param_groups):
+        rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
+        # Of a rate on another device nobody knows without waiting for it.
+        if any((isinstance(rate, Tensor) and not rate.is_cpu) or rate != 0 for rate in rates):
             return False
         gradients = [local(layer.weight.grad) for layer in self._layers if layer.weight.grad is not None]
         return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
