@@ -1,5 +1,6 @@
 """Dynamic sparse training of convolutional networks, with the topology evolved by link prediction (CHT-Conv)."""
 
+from chtconv import checkpoint, tensorboard
 from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.flops import count_flops
 from chtconv.methods import METHODS, Method, method
@@ -16,8 +17,10 @@ __all__ = [
     "Method",
     "Topology",
     "__version__",
+    "checkpoint",
     "count_flops",
     "link_scores",
     "method",
     "sparsify",
+    "tensorboard",
 ]
