@@ -87,9 +87,9 @@ def test_an_average_that_is_gone_is_not_kept_alive():
     model, optimizer, topology = sparse(sparsity=0.6, method="set", interval=1)
     topology.follow(AveragedModel(model))
     gc.collect()
-    assert topology._followers[next(iter(topology._followers))]() is None
+    assert topology._averages._copies[next(iter(topology._averages._copies))]() is None
     train(model, optimizer, 1)
-    assert not topology._followers
+    assert not topology._averages._copies
 
 
 @pytest.mark.parametrize("other", [nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(3, 9, 3))])
@@ -99,7 +99,7 @@ def test_a_copy_of_another_model_is_refused_and_left_alone(other):
     with pytest.raises(ConfigurationError, match=r"has (none|one of shape .*) where the model has 0\.weight"):
         topology.follow(other)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), before.parameters(), strict=True))
-    assert not topology._followers
+    assert not topology._averages._copies
 
 
 def test_a_run_with_an_average_continues_from_its_states():

@@ -64,7 +64,7 @@ def test_states_loaded_before_sparsify_are_an_error_that_says_what_to_do(kind, e
     for part in {MODEL, OPTIMIZER} - set(early):
         parts[part].load_state_dict(copy.deepcopy(states[part]))
     topology.load_state_dict(copy.deepcopy(states[TOPOLOGY]))
-    with pytest.raises(ConfigurationError, match=r"layer 0\.weight: of its .* Call sparsify first and load all three"):
+    with pytest.raises(ConfigurationError, match=r"layer 0\.weight: of its .* Give sparsify the state"):
         train(model, optimizer, 1)
     topology.enforce()
     train(model, optimizer, 1)
