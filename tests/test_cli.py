@@ -189,7 +189,8 @@ def test_divergence_is_an_error_in_one_line(chtconv: Run, tmp_path: Path) -> Non
 def test_ctrl_c_after_an_epoch_says_how_to_go_on(chtconv: Run, tmp_path: Path) -> None:
     words = ["train", *TINY, "--epochs", "500", "--out", "my run"]
     with started(*words, folder=tmp_path) as process:
-        wait_for(tmp_path / "my run" / "checkpoint.pt", process)
+        # The last file of an epoch.
+        wait_for(tmp_path / "my run" / "evolution.jsonl", process)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130

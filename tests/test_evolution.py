@@ -50,7 +50,9 @@ def test_an_evolution_keeps_the_number_of_links_and_what_it_did_not_remove(name,
     mask, (row,) = topology.masks["0.weight"], topology.records
     links = round(density * 80 / rows)
     assert mask.view(rows, -1).sum(1).tolist() == [links] * rows
-    assert abs(row["removed"] - zeta * links * rows) < rows
+    # A layer that links may move away from keeps one.
+    wanted = min(zeta * links, links - 1) if name == "snfs" else zeta * links * rows
+    assert abs(row["removed"] - wanted) < rows
     assert (before & ~mask).sum() == (mask & ~before).sum() == row["removed"] - row["rechosen"]
 
 
@@ -196,8 +198,8 @@ def test_snfs_regrows_by_momentum_where_the_momentum_of_links_is_large():
     assert moved > 0
 
 
-def test_a_layer_that_lost_all_its_links_gets_some_again():
-    """Where everything is redistributed, a layer whose links have no momentum is left without any."""
+def test_a_layer_that_links_move_away_from_keeps_one_and_gets_more_again():
+    """Without any, it would have no momentum to get one back by."""
     model = nn.ModuleList([nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)])
     model, optimizer, topology = sparse(model, method="snfs", sparsity=0.9, zeta=1.0, interval=1)
     for used in (0, 0, 1, 1, 1):
@@ -206,8 +208,8 @@ def test_a_layer_that_lost_all_its_links_gets_some_again():
         optimizer.step()
         links = [int(mask.sum()) for mask in topology.masks.values()]
         assert sum(links) == 14
-        assert links[1] == 0 or used == 1
-    assert {row["turnover"] for row in topology.records if row["links"] == 0} == {0.0}
+        assert links[1] == 1 or used == 1
+    assert links[1] > 1
     assert topology.stats()["links"] == 14
 
 

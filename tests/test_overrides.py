@@ -227,3 +227,22 @@ def test_a_frozen_batch_norm_and_other_modules_in_evaluation_change_nothing():
     model.eval()
     model(torch.zeros(2, 3, 8, 8)[..., :6, :6].repeat(1, 1, 2, 2)[..., :8, :8])
     assert [layer.input_size for layer in topology._layers] == [(8, 8), (8, 8), (3, 3)]
+
+
+def test_a_sparsity_of_its_own_takes_no_part_in_erk_whatever_it_is():
+    def links(own):
+        model = small_network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        overrides = {"3": {"sparsity": own}}
+        masks = chtconv.sparsify(model, optimizer, sparsity=0.8, distribution="erk", overrides=overrides).masks
+        return {name: int(mask.sum()) for name, mask in masks.items()}
+
+    assert links(0.8) == links(0.801)
+
+
+def test_the_zeta_schedule_is_that_of_the_general_method():
+    for overrides in (None, {"0": {"method": "static"}}):
+        model = small_network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        topology = chtconv.sparsify(model, optimizer, method="mest", total_steps=1000, overrides=overrides)
+        assert topology.schedule.decay == "linear"

@@ -115,7 +115,8 @@ def _moved(layers: Sequence[SparseLayer], zeta: float) -> dict[SparseLayer, tupl
     means = torch.stack(
         [(_momentum(layer).abs() * layer.mask).sum() / max(1, layer.links) for layer in moving]
     ).tolist()
-    kept = [layer.links - round(zeta * layer.links) for layer in moving]
+    # At least one, because a layer without any has no momentum to get one back by.
+    kept = [max(1, layer.links - round(zeta * layer.links)) for layer in moving]
     regrown = sum(layer.links for layer in moving) - sum(kept)
     targets = redistribute(kept, regrown, means, [layer.weight.numel() for layer in moving])
     return {

@@ -77,6 +77,10 @@ def weight_of(module: Layer, name: str) -> nn.Parameter:
             f"layer {name}: its weight has no shape yet; run a forward pass before the optimizer is made and sparsify "
             "is called."
         )
+    if not weight.is_floating_point():
+        raise ConfigurationError(
+            f"layer {name}: its weight is {weight.dtype}; accepted are real floating point types. Leave the layer out."
+        )
     if not weight.requires_grad:
         raise ConfigurationError(f"layer {name}: its weight is frozen; unfreeze it, or leave the layer out.")
     return weight

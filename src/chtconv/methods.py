@@ -66,6 +66,10 @@ class Method:
             )
         if self.removal is None and self.density != "constant":
             raise ConfigurationError(f"the density schedule {self.density!r} needs a removal.")
+        for field in ("temperature", "explore", "early_stop", "initial_sparsity"):
+            value, optional = getattr(self, field), field in ("early_stop", "initial_sparsity")
+            if not (isinstance(value, int | float) or (value is None and optional)):
+                raise ConfigurationError(f"{field}={value!r}: accepted are numbers{', or None' if optional else ''}.")
         if not self.temperature >= 0:
             raise ConfigurationError(f"temperature={self.temperature!r}: accepted are numbers from 0 up.")
         if not 0 <= self.explore <= 1:

@@ -71,6 +71,7 @@ class SparseLayer:
         newest: bool [O, I], links that the last evolution brought.
         stopped: whether it stopped evolving, see :attr:`chtconv.methods.Method.early_stop`.
         capturing: whether gradients of disabled links are kept as they come.
+        settled: whether its optimizer has stepped since, so that what was kept is final.
         captured: the dense gradient of this step so far, None where there is none.
         momentum: its exponential average, None where there is none.
         handles: the hooks that this layer registered.
@@ -100,7 +101,7 @@ class SparseLayer:
         self.newest = torch.zeros_like(mask_OI)
         self.stopped = False
         self.link_steps = self.dense_steps = 0
-        self.capturing = False
+        self.capturing = self.settled = False
         self.captured: Tensor | None = None
         self.momentum: Tensor | None = None
         self.handles: list[RemovableHandle] = []
@@ -155,7 +156,7 @@ class SparseLayer:
 
     def capture(self, on: bool) -> None:
         """Whether dense gradients are kept from now on; what was kept so far is dropped."""
-        self.capturing, self.captured = on, None
+        self.capturing, self.settled, self.captured = on, False, None
 
     @property
     def has_gradients(self) -> bool:
@@ -175,6 +176,8 @@ class SparseLayer:
     def before_accumulation(self, *_: object) -> None:
         """Forgets what was kept of gradients that somebody has zeroed since, as after a step that was skipped."""
         gradient = self.weight.grad
+        if self.settled:
+            return
         if gradient is None:
             self.captured = None
         elif self.captured is not None:
@@ -186,7 +189,7 @@ class SparseLayer:
         A gradient that was written by hand, so that no hook has seen it, is kept as it is.
         """
         gradient = self.weight.grad
-        if self.capturing and gradient is not None:
+        if self.capturing and not self.settled and gradient is not None:
             gradient = local(gradient)
             self.bits = matching(self.bits, gradient)
             if self.captured is None:
@@ -197,7 +200,7 @@ class SparseLayer:
     def accumulated(self, *_: object) -> None:
         """After gradients were accumulated: keeps them where evolution asks for them, then masks them."""
         gradient = self.weight.grad
-        if self.capturing and gradient is not None:
+        if self.capturing and not self.settled and gradient is not None:
             if is_sharded(gradient):
                 # No hook runs before: a gradient that is a new object begins a new sum.
                 if self._reduced is None or self._reduced() is not gradient:
@@ -323,7 +326,10 @@ def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
 
 
 def _note_input_size(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-    images = args[0] if args else kwargs["input"]
+    # A layer of another class may take its input under another name, or something else than a tensor.
+    images = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+    if images is None:
+        return
     size = images.shape[-len(module.kernel_size) :]  # type: ignore[arg-type]
     # Attributes of the module that are written and never read: anything else makes torch.compile compile once more.
     if module.training:

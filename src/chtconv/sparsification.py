@@ -1,6 +1,6 @@
 """Two lines make any PyTorch model sparse: what is checked, and how it starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -119,11 +119,17 @@ def sparsify(
     modules = find_layers(model, layers)
     general = Settings(sparsity, find_method(method), predictor, graph, exact, allocation, initial)
     settings = _settings(modules, general, overrides or {})
-    schedule = _schedule(settings, zeta, zeta_schedule, interval, stop, total_steps)
+    schedule = _schedule(settings, zeta, zeta_schedule, general.method.zeta_schedule, interval, stop, total_steps)
     _check_weights(modules, optimizers)
     ranks = find_ranks(distributed, next(iter(modules.values())).weight.device)
     check_sharding(model, modules, optimizers, ranks.size)
-    densities = _densities(modules, settings, distribution, sparsity, initial_sparsity)
+    own = {
+        name
+        for pattern, changes in (overrides or {}).items()
+        for name in modules
+        if fnmatchcase(name, pattern) and "sparsity" in changes
+    }
+    densities = _densities(modules, settings, own, distribution, sparsity, initial_sparsity)
     for name, module in modules.items():
         _check_layer(name, module, settings[name], densities[name])
     chains = None
@@ -156,6 +162,10 @@ def _settings(
     modules: Mapping[str, Layer], general: Settings, overrides: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Settings]:
     """The settings of each layer."""
+    if not isinstance(overrides, Mapping) or not all(isinstance(each, Mapping) for each in overrides.values()):
+        raise ConfigurationError(
+            f"overrides={overrides!r}: accepted is a dict from names to dicts, such as {{'head': {{'sparsity': 0.5}}}}."
+        )
     for pattern, changes in overrides.items():
         if not any(fnmatchcase(name, pattern) for name in modules):
             raise ConfigurationError(
@@ -184,12 +194,13 @@ def _schedule(
     settings: Mapping[str, Settings],
     zeta: float,
     zeta_schedule: str | None,
+    usual: str | None,
     interval: int,
     stop: int | None,
     total_steps: int | None,
 ) -> Schedule:
-    if total_steps is not None and total_steps < 1:
-        raise ConfigurationError(f"total_steps={total_steps!r}: accepted is at least 1 optimizer step.")
+    if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
+        raise ConfigurationError(f"total_steps={total_steps!r}: accepted is a whole number of at least 1 step.")
     if stop is None and total_steps is not None:
         stop = total_steps * 3 // 4
     for name, each in settings.items():
@@ -202,8 +213,6 @@ def _schedule(
                 f"layer {name}: the density schedule {each.method.density!r} would never begin, because no evolution "
                 f"falls between the interval, {interval}, and stop, {stop}; accepted is interval below stop."
             )
-    wanted = {each.method.zeta_schedule for each in settings.values()}
-    usual = next(iter(wanted)) if len(wanted) == 1 else None
     decay = zeta_schedule or ("constant" if stop is None else usual or "cosine")
     return Schedule(zeta, decay, interval, stop)
 
@@ -229,6 +238,7 @@ def _check_weights(modules: Mapping[str, Layer], optimizers: Sequence[Optimizer]
 def _densities(
     modules: Mapping[str, Layer],
     settings: Mapping[str, Settings],
+    own: Collection[str],
     distribution: str,
     sparsity: float,
     initial_sparsity: float | None,
@@ -237,9 +247,7 @@ def _densities(
     if distribution not in DISTRIBUTIONS:
         raise unknown("distribution", distribution, DISTRIBUTIONS)
     shapes = {
-        name: (matrix_shape(module)[0], *kernel_shape(module))
-        for name, module in modules.items()
-        if settings[name].sparsity == sparsity
+        name: (matrix_shape(module)[0], *kernel_shape(module)) for name, module in modules.items() if name not in own
     }
 
     def distributed(level: float) -> dict[str, float]:

@@ -26,13 +26,15 @@ from chtconv.hooks import WeakHook
 from chtconv.loading import check_fits, check_uncut, count_set
 from chtconv.matrix import from_matrix
 from chtconv.metrics import FROM_RECORD, active_channels, layer_stats, overall_stats
-from chtconv.optimizer_state import moves_zeros, reset_off_mask
+from chtconv.optimizer_state import group_of, moves_zeros, reset_off_mask
 from chtconv.randomness import canonical_names, generator
 from chtconv.record import Record
 from chtconv.schedule import Schedule
 from chtconv.sharding import is_sharded, local, local_state
 from chtconv.sparse_layer import EVALUATED_SIZE, INPUT_SIZE, SparseLayer, check_mask
 
+# What a state must hold.
+_STATE = {"step_count", "evolutions", "masks", "layers", "records"}
 # Marks a module whose weight has a mask already.
 MARK = "_chtconv_topology"
 
@@ -75,10 +77,16 @@ class Topology:
         self._averages = Averages(layers)
         # How many weights, and entries of optimizer state, a state that was loaded says are set.
         self._saved: dict[str, dict[str, int]] = {}
+        self._detached = self._evolving = False
+        self._layers_of = {id(each): [x for x in layers if group_of(each, x.weight)] for each in optimizers}
         self._register_hooks()
         self._arm()
         if state is not None:
-            self.load_state_dict(state)
+            try:
+                self.load_state_dict(state)
+            except Exception:
+                self.detach()
+                raise
         self.enforce()
 
     @property
@@ -150,7 +158,8 @@ class Topology:
             layer.count_step()
         if self.schedule.evolves_at(self.step_count):
             self.evolve()
-        self._arm()
+        if not self._detached:
+            self._arm()
 
     def capture_gradients(self) -> None:
         """Keeps the gradients of disabled links in the next backward pass, for an evolution that is called by hand.
@@ -168,9 +177,11 @@ class Topology:
         The fraction removed is that of the schedule at this step: none once a cosine has ended.
 
         Raises:
-            ConfigurationError: link prediction needs the input size of a layer that was not called yet, or regrowth
-                by gradient a gradient that was not kept.
+            ConfigurationError: link prediction needs the input size of a layer that was not called yet, regrowth by
+                gradient a gradient that was not kept, or the topology was detached.
         """
+        if self._detached:
+            raise ConfigurationError("the topology was detached; call sparsify again to go on, with its state_dict().")
         # A layer that was frozen since stays as it is.
         evolving = [layer for layer in self._layers if layer.settings.method.evolves and layer.weight.requires_grad]
         if not evolving:
@@ -197,8 +208,12 @@ class Topology:
             self._put_into_force(evolved)
         self.evolutions += 1
         self._averages.mask()
-        for callback in list(self._callbacks.values()):
-            callback(self)
+        self._evolving = True
+        try:
+            for callback in list(self._callbacks.values()):
+                callback(self)
+        finally:
+            self._evolving = False
 
     def _check_ready(self, layers: list[SparseLayer]) -> None:
         """All that an evolution needs is there, before anything is changed."""
@@ -281,22 +296,24 @@ class Topology:
             if moves_zeros(optimizer):
                 # Before the step is counted, so that an evolution sees masked weights.
                 self._handles.append(optimizer.register_step_post_hook(opaque(self._after_free_step)))
+        for optimizer in self._optimizers[:-1]:
+            self._handles.append(optimizer.register_step_post_hook(opaque(self._settle)))
         self._handles.append(self._optimizers[-1].register_step_post_hook(opaque(self._after_step)))
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._only_fills_state(optimizer):
+        if self._detached or self._only_fills_state(optimizer):
             return args, kwargs
         self._check_loaded()
-        self._mask_gradients()
+        self._mask_gradients(optimizer)
         self._stepping |= optimizer is self._optimizers[-1]
         # A closure computes gradients after this hook, and may write them by hand.
         own, *rest = args
         if rest and rest[0] is not None:
-            rest[0] = self._masking(rest[0])
+            rest[0] = self._masking(rest[0], optimizer)
         elif kwargs.get("closure") is not None:
-            kwargs = kwargs | {"closure": self._masking(kwargs["closure"])}
+            kwargs = kwargs | {"closure": self._masking(kwargs["closure"], optimizer)}
         return (own, *rest), kwargs
 
     def _only_fills_state(self, optimizer: Optimizer) -> bool:
@@ -308,28 +325,38 @@ class Topology:
         gradients = [local(layer.weight.grad) for layer in self._layers if layer.weight.grad is not None]
         return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
 
-    def _masking(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _masking(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
         def masked() -> Any:
             loss = closure()
-            self._mask_gradients()
+            self._mask_gradients(optimizer)
             return loss
 
         return masked
 
-    def _mask_gradients(self) -> None:
-        for layer in self._layers:
+    def _mask_gradients(self, optimizer: Optimizer) -> None:
+        for layer in self._layers_of[id(optimizer)]:
             # Gradients that each rank keeps of its own batches are no multiple of those that the ranks have averaged.
             if self._ranks.size == 1 or is_sharded(layer.weight):
                 layer.follow_gradient()
+        for layer in self._layers:
             layer.mask_gradient()
 
+    def _settle(self, optimizer: Optimizer, *_: Any) -> None:
+        """What was kept of the gradients of one of several optimizers is final once it has stepped."""
+        if getattr(optimizer, "grad_scale", None) is not None:
+            self._mask_gradients(optimizer)
+        for layer in self._layers_of[id(optimizer)]:
+            layer.settled = True
+
     def _after_free_step(self, *_: Any) -> None:
+        if self._detached:
+            return
         for layer in self._layers:
             self._enforce_layer(layer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         # A subclass that calls the step of its parent runs the hooks twice.
-        if not self._stepping:
+        if not self._stepping or self._detached:
             return
         self._stepping = False
         # A fused optimizer skips a step with infinite gradients by itself, under a gradient scaler.
@@ -337,8 +364,11 @@ class Topology:
         if found_inf is None or not bool(found_inf):
             if getattr(optimizer, "grad_scale", None) is not None:
                 # It has unscaled the gradients by itself.
-                self._mask_gradients()
+                self._mask_gradients(optimizer)
             self.step()
+        else:
+            for layer in self._layers:
+                layer.capture(layer.capturing)
 
     def _after_load(self, *_: Any) -> None:
         self._unchecked = True
@@ -383,6 +413,10 @@ class Topology:
         Raises:
             ConfigurationError: masks of other layers, shapes or numbers of links.
         """
+        if not isinstance(state, dict) or not state.keys() >= _STATE:
+            raise ConfigurationError(
+                f"state={type(state).__name__}: accepted is what topology.state_dict() returned, with {sorted(_STATE)}."
+            )
         names = canonical_names(state["masks"])
         masks, layers = ({names[key]: value for key, value in state[part].items()} for part in ("masks", "layers"))
         if set(masks) != {layer.seed_name for layer in self._layers}:
@@ -402,6 +436,7 @@ class Topology:
 
     def detach(self) -> None:
         """Removes every hook: the model stays as it is, plain and sparse, and trains densely from here."""
+        self._detached = True
         for layer in self._layers:
             for handle in layer.handles:
                 handle.remove()
@@ -409,7 +444,9 @@ class Topology:
             layer.capture(False)
             for attribute in (MARK, INPUT_SIZE, EVALUATED_SIZE):
                 layer.module.__dict__.pop(attribute, None)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        if not self._evolving:
+            # Torch goes through its hooks when a callback of an evolution detaches; then they stay, and do nothing.
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
         self._averages.clear()

@@ -24,7 +24,8 @@ def next_command(words: Sequence[str], config: Config) -> str:
     other = "chts" if config.topology.method == "set" else "set"
     out = _value(words, "--out")
     folder = ["--out", f"{out.rstrip('/')}-{other}"] if out else []
-    return shlex.join(["chtconv", *_without(words, "--out", "--method"), "--method", other, *folder])
+    kept = _without(words, "--out", "--method", "--initial-sparsity")
+    return shlex.join(["chtconv", *kept, "--method", other, *folder])
 
 
 def _without(words: Sequence[str], *options: str) -> list[str]:

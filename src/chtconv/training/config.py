@@ -57,7 +57,9 @@ class Topology:
     sparsity: float = share("share of the links that is absent", least=0).field(0.9)
     layers: str = text("sparse convolutions: names or wildcards, with commas between").field("*")
     zeta: float = share("share of a kernel's links removed at an evolution", whole_too=True).field(0.3)
-    zeta_schedule: str = choice("course of zeta until evolution stops", lambda: DECAYS).field("cosine")
+    zeta_schedule: str | None = choice(
+        "course of zeta until evolution stops; none is that of the method, or cosine", lambda: DECAYS, optional=True
+    ).field(None)
     evolutions_per_epoch: float = positive("evolutions an epoch; 0.5 is every second epoch").field(1.0)
     stop_fraction: float = share("share of training after which links stay", whole_too=True).field(0.75)
     allocation: str | None = choice(

@@ -1,0 +1,66 @@
+"""What users do that nobody planned for: refused states, callbacks that detach, several optimizers, odd layers."""
+
+import pytest
+import torch
+from support import small_network, sparse, train
+from torch import nn
+
+import chtconv
+from chtconv.errors import ConfigurationError
+
+
+def test_a_state_that_is_refused_leaves_the_model_alone():
+    topology = sparse(sparsity=0.5)[2]
+    state = topology.state_dict()
+    topology.detach()
+    other = small_network()
+    before = [parameter.detach().clone() for parameter in other.parameters()]
+    for wrong in (state, {}, 5):
+        with pytest.raises(ConfigurationError, match=r"mask to load has|accepted is what topology.state_dict"):
+            sparse(other, sparsity=0.9, state=wrong)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+    assert sparse(other, sparsity=0.5, state=state)[2].masks.keys() == state["masks"].keys()
+
+
+def test_a_callback_may_detach():
+    model, optimizer, topology = sparse(interval=2, method="set")
+    optimizer.register_step_post_hook(lambda *_: None)
+    topology.on_evolution(lambda each: each.detach())
+    train(model, optimizer, 5)
+    assert topology.evolutions == 1
+    assert any((parameter != 0).all() for parameter in model.parameters() if parameter.ndim == 4)
+    with pytest.raises(ConfigurationError, match="was detached"):
+        topology.evolve()
+
+
+def test_the_dense_gradient_of_an_optimizer_is_final_when_it_has_stepped():
+    """As in a GAN, where the loss of the second network reaches the first one after it has stepped."""
+    first, second = nn.Linear(6, 8), nn.Linear(8, 8)
+    model = nn.Sequential(first, second)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in model]
+    topology = chtconv.sparsify(model, optimizers, method="rigl", interval=1, layers=["*"], sparsity=0.5)
+    first(torch.randn(4, 6)).square().sum().backward()
+    optimizers[0].step()
+    (kept, _), expected = topology._layers, topology._layers[0].captured.clone()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=False)
+    model(torch.randn(4, 6)).sum().backward()
+    assert torch.equal(kept.captured, expected)
+    optimizers[1].step()
+    assert topology.evolutions == 1
+
+
+def test_a_layer_may_take_its_input_as_it_likes():
+    class Named(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x)
+
+    class Listed(nn.Conv2d):
+        def forward(self, images):
+            return [super(Listed, self).forward(each) for each in images]
+
+    model = nn.ModuleList([Named(3, 4, 3), Listed(3, 4, 3)])
+    topology = chtconv.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), method="set")
+    model[0](x=torch.randn(1, 3, 8, 9))
+    model[1]([torch.randn(1, 3, 8, 8)])
+    assert [layer.input_size for layer in topology._layers] == [(8, 9), None]
