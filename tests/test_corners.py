@@ -64,3 +64,14 @@ def test_a_layer_may_take_its_input_as_it_likes():
     model[0](x=torch.randn(1, 3, 8, 9))
     model[1]([torch.randn(1, 3, 8, 8)])
     assert [layer.input_size for layer in topology._layers] == [(8, 9), None]
+
+
+def test_weights_that_were_replaced_are_named():
+    model, optimizer, topology = sparse(method="set")
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    with pytest.raises(ConfigurationError, match=r"layer 0\.weight: its weight is another parameter .*assign=True"):
+        optimizer.step()
+    topology.detach()
+    again = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert chtconv.sparsify(model, again, method="set", state=topology.state_dict()).masks.keys()

@@ -15,7 +15,7 @@ _TOLERATED = 0.99
 
 
 def check_fits(layers: Sequence[SparseLayer], topology_loaded: bool) -> None:
-    """Refuses weights that are not zero off the masks.
+    """Refuses weights that are not zero off the masks, or that no hook masks.
 
     Args:
         layers: of the model.
@@ -25,6 +25,12 @@ def check_fits(layers: Sequence[SparseLayer], topology_loaded: bool) -> None:
         ConfigurationError: naming the layer and what to load.
     """
     for layer in layers:
+        if layer.hooked is not None and layer.weight is not layer.hooked and not is_sharded(layer.weight):
+            raise ConfigurationError(
+                f"layer {layer.name}: its weight is another parameter than before, as after "
+                "load_state_dict(assign=True), and its optimizer has the old one; load without assign, or detach the "
+                "topology, make the optimizer anew and call sparsify again with state=topology.state_dict()."
+            )
         part = local(layer.weight.detach())
         layer.bits = matching(layer.bits, part)
         if not is_zero_off_mask(part, layer.bits):

@@ -75,6 +75,7 @@ class SparseLayer:
         captured: the dense gradient of this step so far, None where there is none.
         momentum: its exponential average, None where there is none.
         handles: the hooks that this layer registered.
+        hooked: the parameter that they belong to.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class SparseLayer:
         self.captured: Tensor | None = None
         self.momentum: Tensor | None = None
         self.handles: list[RemovableHandle] = []
+        self.hooked: nn.Parameter | None = None
 
     @property
     def weight(self) -> nn.Parameter:

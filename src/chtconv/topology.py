@@ -279,6 +279,7 @@ class Topology:
             module = layer.module
             after_load = WeakHook(self._after_load)
             setattr(module, MARK, after_load)
+            layer.hooked = layer.weight
             layer.handles += [
                 layer.weight.register_post_accumulate_grad_hook(WeakHook(layer.accumulated)),
                 module.register_load_state_dict_post_hook(after_load),  # type: ignore[no-untyped-call]
