@@ -85,8 +85,9 @@ def test_methods_bring_their_own_zeta_schedule_where_the_end_is_known():
     assert sparse(method="mest", total_steps=1000)[2].schedule.decay == "linear"
     assert sparse(method="mest")[2].schedule.decay == "constant"
     assert sparse(method="mest", stop=9, zeta_schedule="cosine")[2].schedule.decay == "cosine"
-    # Layers that do not agree on one get the usual one.
-    assert sparse(method="mest", stop=9, overrides={"0": {"method": "set"}})[2].schedule.decay == "cosine"
+    # That of the method of all layers, whatever single ones are overridden with.
+    assert sparse(method="mest", stop=9, overrides={"0": {"method": "set"}})[2].schedule.decay == "linear"
+    assert sparse(method="set", stop=9, overrides={"0": {"method": "mest"}})[2].schedule.decay == "cosine"
 
 
 @pytest.mark.parametrize("allocation", ["kernel", "layer"])
