@@ -111,7 +111,8 @@ def test_version(chtconv: Run) -> None:
         ("train --validation 2000", "validation=2000"),
         ("train --resume", "holds no run to resume"),
         ("train --width 1e9", "the memory does not suffice"),
-        ("train --backend sparse", "unknown backend 'sparse'"),
+        ("train --backend sparce", "unknown backend 'sparce': did you mean 'sparse'?"),
+        ("train --backend sparse --method dense", "backend='sparse': method='dense' has no sparse layers"),
     ],
 )
 def test_bad_input_is_answered_in_one_line_and_leaves_nothing(

@@ -5,6 +5,7 @@ from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.flops import count_flops
 from chtconv.methods import METHODS, Method, method
 from chtconv.scores import link_scores
+from chtconv.sparse_compute import accelerate
 from chtconv.sparsification import sparsify
 from chtconv.topology import Topology
 
@@ -17,6 +18,7 @@ __all__ = [
     "Method",
     "Topology",
     "__version__",
+    "accelerate",
     "checkpoint",
     "count_flops",
     "link_scores",

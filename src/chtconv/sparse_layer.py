@@ -76,6 +76,7 @@ class SparseLayer:
         momentum: its exponential average, None where there is none.
         handles: the hooks that this layer registered.
         hooked: the parameter that they belong to.
+        version: changes whenever the mask may have changed, or somebody may have written weights off the mask.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class SparseLayer:
         self.module = module
         self.settings = settings
         self.densities = densities
+        self.version = 0
         mask = from_matrix(mask_OI, module)
         self.links = self.links_at(densities[0])
         self._sharded: nn.Parameter | None = None
@@ -129,6 +131,7 @@ class SparseLayer:
         """Makes this the mask; :class:`chtconv.topology.Topology` puts it into force."""
         self.bits = bits_of(local_part(mask, self.weight), local(self.weight))
         self._shown = mask.clone() if is_sharded(self.weight) else None
+        self.version += 1
 
     @property
     def module_name(self) -> str:

@@ -8,7 +8,7 @@ anything else can see them; the optimizer's hooks count steps and let the topolo
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from chtconv.schedule import Schedule
 from chtconv.sharding import is_sharded, local, local_state
 from chtconv.sparse_layer import EVALUATED_SIZE, INPUT_SIZE, SparseLayer, check_mask
 
+if TYPE_CHECKING:
+    from chtconv.sparse_compute.acceleration import Acceleration
+
 # What a state must hold.
 _STATE = {"step_count", "evolutions", "masks", "layers", "records"}
 # Marks a module whose weight has a mask already.
@@ -46,6 +49,7 @@ class Topology:
         step_count: optimizer steps since the start.
         evolutions: evolutions since the start.
         schedule: when the topology evolves, and the drop fraction.
+        acceleration: what :func:`chtconv.accelerate` made of the layers; None where they are plain.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Topology:
         self._handles: list[RemovableHandle] = []
         self._callbacks: OrderedDict[int, Callable[[Topology], None]] = OrderedDict()
         self._averages = Averages(layers)
+        self.acceleration: Acceleration | None = None
         # How many weights, and entries of optimizer state, a state that was loaded says are set.
         self._saved: dict[str, dict[str, int]] = {}
         self._detached = self._evolving = False
@@ -158,8 +163,35 @@ class Topology:
             layer.count_step()
         if self.schedule.evolves_at(self.step_count):
             self.evolve()
+        if self.acceleration is not None:
+            self.acceleration.stepped(self.evolutions)
         if not self._detached:
             self._arm()
+
+    def accelerate(self, model: nn.Module, make: "Callable[[Sequence[SparseLayer]], Acceleration] | None") -> None:
+        """Replaces the acceleration of the layers; see :func:`chtconv.accelerate`, which calls this.
+
+        Args:
+            model: that has the layers.
+            make: makes the new one; None for none.
+
+        Raises:
+            ConfigurationError: the model has none of the layers or not all of them, or the topology was detached.
+        """
+        if self._detached:
+            raise ConfigurationError(
+                "the topology was detached; accepted is one that is in force: call sparsify again."
+            )
+        modules = {id(module) for module in model.modules()}
+        foreign = [layer.name for layer in self._layers if id(layer.module) not in modules]
+        if foreign:
+            raise ConfigurationError(
+                f"model={type(model).__name__}(...) does not have layer {foreign[0]} of the topology; accepted is the "
+                "model that sparsify was given. A copy of it has no topology."
+            )
+        if self.acceleration is not None:
+            self.acceleration.take_back()
+        self.acceleration = None if make is None else make(self._layers)
 
     def capture_gradients(self) -> None:
         """Keeps the gradients of disabled links in the next backward pass, for an evolution that is called by hand.
@@ -373,6 +405,8 @@ class Topology:
 
     def _after_load(self, *_: Any) -> None:
         self._unchecked = True
+        for layer in self._layers:
+            layer.version += 1
 
     def _check_loaded(self) -> None:
         """After model or optimizer state was loaded: weights must fit the masks, state is made to."""
@@ -386,6 +420,7 @@ class Topology:
         """Cuts weights, gradients and optimizer state to the masks, after something else wrote into them."""
         for layer in self._layers:
             self._enforce_layer(layer)
+            layer.version += 1
         self._averages.mask()
         self._unchecked, self._saved = False, {}
 
@@ -438,6 +473,9 @@ class Topology:
     def detach(self) -> None:
         """Removes every hook: the model stays as it is, plain and sparse, and trains densely from here."""
         self._detached = True
+        if self.acceleration is not None:
+            self.acceleration.take_back()
+            self.acceleration = None
         for layer in self._layers:
             for handle in layer.handles:
                 handle.remove()

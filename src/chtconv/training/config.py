@@ -13,6 +13,7 @@ from chtconv.regrowth import REGROWTHS
 from chtconv.removal import REMOVALS
 from chtconv.schedule import DECAYS, DENSITIES
 from chtconv.scores.api import GRAPHS, SCORES
+from chtconv.sparse_compute.acceleration import BACKENDS
 from chtconv.training.setting import Setting, choice, nonnegative, positive, share, switch, text, whole
 
 DENSE: Final = "dense"
@@ -20,7 +21,6 @@ OPTIMIZERS: Final = ("sgd", "adam")
 SCHEDULES: Final = ("linear", "cosine", "constant")
 PRECISIONS: Final = ("float32", "bf16")
 DEVICES: Final = ("auto", "cpu", "cuda")
-BACKENDS: Final = ("auto", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Machine:
     precision: str = choice("of the forward and backward pass; weights stay float32", lambda: PRECISIONS).field(
         "float32"
     )
-    backend: str = choice("kernels; auto takes the fastest, which so far are the dense ones", lambda: BACKENDS).field(
+    backend: str = choice("kernels of the sparse convolutions; auto measures which are faster", lambda: BACKENDS).field(
         "auto"
     )
     threads: int | None = whole("CPU threads; none is torch's own number", 1, 1024, optional=True).field(None)

@@ -9,6 +9,8 @@ import torch.utils.deterministic
 
 from chtconv.errors import ConfigurationError
 from chtconv.randomness import derived_seed
+from chtconv.sparse_compute.library import library
+from chtconv.training.config import DENSE
 
 
 def resolve(device: str) -> torch.device:
@@ -25,6 +27,28 @@ def resolve(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def check_backend(backend: str, device: torch.device, method: str) -> str:
+    """The backend for "auto", "sparse" or "dense" on a device: "dense" where there is nothing to choose.
+
+    Raises:
+        ConfigurationError: for "sparse" on a GPU, without compiled kernels, or in a run without sparse layers.
+
+    >>> check_backend("auto", torch.device("cuda"), "chts")
+    'dense'
+    """
+    if backend != "sparse":
+        return backend if device.type == "cpu" and method != DENSE else "dense"
+    if device.type != "cpu":
+        reason = f"device {device.type!r} has no sparse kernels; accepted is the CPU, or 'auto' and 'dense'"
+    elif method == DENSE:
+        reason = "method='dense' has no sparse layers; accepted are 'auto' and 'dense'"
+    elif library() is None:
+        reason = "there are no compiled kernels here; accepted are 'auto' and 'dense'"
+    else:
+        return backend
+    raise ConfigurationError(f"backend='sparse': {reason}.")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

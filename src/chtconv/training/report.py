@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-_ROW = "{:<22}{:>15}{:>21}{:>11}{:>10}{:>10}{:>10}"
+_ROW = "{:<18}{:>14}{:>21}{:>9}{:>10}{:>10}{:>10}{:>8}"
 
 
 def report(summary: dict[str, Any], out: Path, next_command: str) -> str:
@@ -21,6 +21,7 @@ def report(summary: dict[str, Any], out: Path, next_command: str) -> str:
         f"{summary['images_per_second']:.0f} images/s; "
         f"of these {_duration(summary['evolution_seconds'])} for evolution"
     )
+    lines += _measured(summary["layers"])
     lines.append(f"{'files':<16}{out}")
     if summary["layers"]:
         lines.append(f"{'look inside':<16}chtconv explain {out}")
@@ -39,13 +40,13 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
 
 
 def _layers(layers: dict[str, dict[str, Any]]) -> list[str]:
-    header = _ROW.format("layer", "shape", "links of size", "sparsity", "removed", "regrown", "re-chosen")
+    header = _ROW.format("layer", "shape", "links of size", "sparsity", "removed", "regrown", "re-chosen", "kernels")
     body = [_layer(name.removesuffix(".weight"), row) for name, row in layers.items()]
     total: dict[str, Any] = {
         key: sum(row[key] for row in layers.values()) for key in ("links", "size", "removed", "regrown", "rechosen")
     }
     overlap = total["rechosen"] / total["removed"] if total["removed"] else None
-    total |= {"shape": [], "sparsity": 1 - total["links"] / total["size"], "overlap": overlap}
+    total |= {"shape": [], "sparsity": 1 - total["links"] / total["size"], "overlap": overlap, "backend": ""}
     return [header, *body, _layer("all", total)]
 
 
@@ -59,7 +60,21 @@ def _layer(name: str, row: dict[str, Any]) -> str:
         f"{row['removed']:,}",
         f"{row['regrown']:,}",
         overlap,
-    )
+        row["backend"],
+    ).rstrip()
+
+
+def _measured(layers: dict[str, dict[str, Any]]) -> list[str]:
+    """A line on what the choice of kernels went by, where they were measured."""
+    rows = [row for row in layers.values() if row["dense_seconds"] is not None]
+    if not rows:
+        return []
+    chosen, dense = (1000 * sum(row[key] for row in rows) for key in ("sparse_seconds", "dense_seconds"))
+    sparse = sum(row["backend"] == "sparse" for row in rows)
+    return [
+        f"{'kernels':<16}sparse in {sparse} of {_counted(len(layers), 'layer')}; measured in a step: "
+        f"{chosen:.3g} ms all sparse, {dense:.3g} ms dense"
+    ]
 
 
 def _counted(count: int, word: str) -> str:

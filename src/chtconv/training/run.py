@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from chtconv.data import Batches, Dataset, load_dataset
 from chtconv.methods import method
 from chtconv.models import build_model
+from chtconv.sparse_compute.acceleration import Acceleration, accelerate
 from chtconv.sparsification import sparsify
 from chtconv.topology import Topology
 from chtconv.training.config import DENSE, Config
-from chtconv.training.device import resolve
+from chtconv.training.device import check_backend, resolve
 
 _EVALUATION_BATCH = 256
 
@@ -60,6 +61,10 @@ class Run:
         data = self.dataset
         return Batches(images, mean=data.mean, std=data.std, batch_size=_EVALUATION_BATCH, seed=None)
 
+    @property
+    def _acceleration(self) -> Acceleration | None:
+        return self.topology.acceleration if self.topology else None
+
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on as if it had never stopped: tensors and plain values."""
         return {
@@ -69,6 +74,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "topology": self.topology.state_dict() if self.topology else None,
+            "backend": self._acceleration.state_dict() if self._acceleration else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -77,6 +83,8 @@ class Run:
             self.topology.load_state_dict(state["topology"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._acceleration:
+            self._acceleration.load_state_dict(state["backend"])
         self.epoch, self.metrics, self.started = state["epoch"], state["metrics"], state["started"]
 
     def weights(self) -> dict[str, Tensor]:
@@ -96,6 +104,7 @@ def prepare(config: Config) -> Run:
     """
     machine, data = config.machine, config.data
     device = resolve(machine.device)
+    backend = check_backend(machine.backend, device, config.topology.method)
     dataset = load_dataset(
         data.dataset, image_size=data.image_size, validation=data.validation, seed=machine.seed, device=device
     )
@@ -111,6 +120,8 @@ def prepare(config: Config) -> Run:
         crop=data.crop,
     )
     topology = _topology(config, model, optimizer, len(batches))
+    if topology:
+        accelerate(model, topology, backend=backend)
     return Run(config, device, dataset, model, optimizer, topology, batches)
 
 

@@ -3,6 +3,7 @@
 from datetime import datetime, timezone
 from typing import Any
 
+from chtconv.sparse_compute import backends
 from chtconv.training import environment
 from chtconv.training.run import Run
 
@@ -50,11 +51,13 @@ def layers(run: Run) -> dict[str, dict[str, Any]]:
     """A row a sparse layer: its shape and links now, and what its evolutions did in total.
 
     ``removed`` counts links that an evolution took, ``rechosen`` those of them that it gave back at once,
-    ``regrown`` those that came where none had been.
+    ``regrown`` those that came where none had been. ``backend`` is the kind of its kernels, with the reason and the
+    seconds of its passes in a step that were measured, None where they were not.
     """
     if run.topology is None:
         return {}
     shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
+    chosen = backends(run.topology)
     rows = {}
     for name, stats in run.topology.stats()["layers"].items():
         own = [record for record in run.records if record["layer"] == name]
@@ -68,6 +71,10 @@ def layers(run: Run) -> dict[str, dict[str, Any]]:
             "regrown": totals["new"],
             "rechosen": totals["rechosen"],
             "overlap": totals["rechosen"] / totals["removed"] if totals["removed"] else None,
+            "backend": chosen[name].kind,
+            "backend_reason": chosen[name].reason,
+            "sparse_seconds": chosen[name].sparse_seconds,
+            "dense_seconds": chosen[name].dense_seconds,
         }
     return rows
 
