@@ -1,0 +1,207 @@
+"""Steps as modules that run them: in general, and convolutions and linear layers that have no dense weight."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chtconv.errors import ConfigurationError
+from chtconv.sparse_compute.blocked import Blocked, to_dense
+from chtconv.sparse_compute.convolution import sparse_outputs
+from chtconv.sparse_compute.library import library
+from chtconv.sparse_compute.links import Links
+from chtconv.sparse_compute.program import OPAQUE, SparseTensor, Step, function_of, mapped
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of an earlier step, by its number; inputs are the first ones."""
+
+    number: int
+
+
+def operation(step: Step, args: dict[str, Any]) -> "Operation":
+    """The module of a step.
+
+    A convolution or linear layer whose ``backend`` is "sparse" has no dense weight, if this machine can compute it
+    without.
+
+    Args:
+        step: not an input.
+        args: its arguments, with :class:`Result` instead of steps.
+    """
+    weight = args.get("weight")
+    if args.get("backend") == "sparse" and isinstance(weight, (Tensor, SparseTensor)):
+        sparse = weight if isinstance(weight, SparseTensor) else SparseTensor.of(weight)
+        if step.op == "conv2d" and library() is not None:
+            return SparseConvolution(step, args | {"weight": sparse})
+        if step.op == "linear" and torch.backends.mkl.is_available():
+            return SparseLinear(step, args | {"weight": sparse})
+    return Operation(step, mapped(args, lambda each: each.dense() if isinstance(each, SparseTensor) else each))
+
+
+class Operation(nn.Module):
+    """One step. It is called with the results so far; its tensors are buffers."""
+
+    def __init__(self, step: Step, args: dict[str, Any]) -> None:
+        super().__init__()
+        self.op, self.name = step.op, step.name
+        self.function = step.function if step.op == OPAQUE else function_of(step.op)
+        self._results = {key: each.number for key, each in args.items() if isinstance(each, Result)}
+        self._settings: dict[str, Any] = {}
+        self._nested: dict[str, Any] = {}
+        for key, each in args.items():
+            if isinstance(each, Tensor):
+                if key == "weight" and self.op == "conv2d":
+                    each = each.contiguous(memory_format=torch.channels_last)
+                self.register_buffer(key, each)
+            elif isinstance(each, (list, tuple, dict, slice)):
+                self._nested[key] = each
+            elif key not in self._results:
+                self._settings[key] = each
+        # What the function takes: of a convolution not what is done besides.
+        self._called_with = {key: each for key, each in self._settings.items() if key not in ("backend", "rectify")}
+        self._called_with |= {key: each for key, each in self._nested.items() if not _has_results(each)}
+        self._changing = {key: each for key, each in self._nested.items() if _has_results(each)}
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments that it was made with."""
+        results = {key: Result(number) for key, number in self._results.items()}
+        return results | self._settings | self._nested | self._tensors()
+
+    def _tensors(self) -> dict[str, Any]:
+        return {key: each for key, each in self._buffers.items() if each is not None}
+
+    def first(self, values: list[Any]) -> Any:
+        """What it works on: its argument ``input``."""
+        number = self._results.get("input")
+        return self._buffers.get("input") if number is None else values[number]
+
+    def forward(self, values: list[Any]) -> Any:
+        """The result.
+
+        Args:
+            values: results of the inputs and all steps before, by number.
+        """
+        given = self._called_with | self._buffers
+        for key, number in self._results.items():
+            given[key] = values[number]
+        for key, each in self._changing.items():
+            given[key] = mapped(each, lambda leaf: values[leaf.number] if isinstance(leaf, Result) else leaf)
+        assert self.function is not None
+        if self.op == OPAQUE:
+            args, kwargs = mapped((given["args"], given["kwargs"]), _ordinary)
+            return self.function(*args, **kwargs)
+        result = self.function(**given)
+        return result.relu_() if self._settings.get("rectify") else result
+
+    def extra_repr(self) -> str:
+        """What :func:`print` shows: the word, the name and the shape of the weight."""
+        weight = self._buffers.get("weight")
+        shape = f", weight {list(weight.shape)}" if weight is not None else ""
+        return f"{self.op}{f' of {self.name}' if self.name else ''}{shape}"
+
+
+def _has_results(value: Any) -> bool:
+    found: list[Any] = []
+    mapped(value, lambda each: found.append(each) if isinstance(each, Result) else None)
+    return bool(found)
+
+
+def _ordinary(value: Any) -> Any:
+    return to_dense(value) if isinstance(value, Blocked) else value
+
+
+class SparseConvolution(Operation):
+    """A convolution that holds the values of its links, and their index lists, and no dense weight."""
+
+    def __init__(self, step: Step, args: dict[str, Any]) -> None:
+        super().__init__(step, {key: each for key, each in args.items() if key != "weight"})
+        weight: SparseTensor = args["weight"]
+        self.shape = weight.shape
+        self.groups: int = args.get("groups", 1)
+        self.links = Links.of_lists(*_lists(weight, self.groups), weight.shape, self.groups)
+        self.register_buffer("values", weight.values)
+        self.stride, self.dilation = (_pair(args.get(key, 1)) for key in ("stride", "dilation"))
+        padding = args.get("padding", 0)
+        self.padding = padding if isinstance(padding, str) else _pair(padding)
+
+    def _tensors(self) -> dict[str, Any]:
+        """The weight from its index lists, and the bias."""
+        outputs, size = self.shape[0], math.prod(self.shape[1:])
+        kernels = torch.arange(outputs).repeat_interleave(self.links.starts.diff())
+        groups = kernels // (outputs // self.groups)
+        positions = self.links.codes.long() + (kernels - groups) * size
+        bias = {} if self._buffers.get("bias") is None else {"bias": self._buffers["bias"]}
+        return {"weight": SparseTensor(self._buffers["values"], positions, self.shape)} | bias  # type: ignore[arg-type]
+
+    def forward(self, values: list[Any]) -> Any:
+        """The outputs: blocked for batches of 8 and more."""
+        x = self.first(values)
+        batched = x.dim() != 3
+        try:
+            out = sparse_outputs(
+                x if batched else x[None],
+                self._buffers["values"],  # type: ignore[arg-type]
+                self._buffers.get("bias"),
+                self.links,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                rectify=self._settings.get("rectify", False),
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"layer {self.name}: {error}") from error
+        return out if batched else out[0]
+
+    def extra_repr(self) -> str:
+        """What :func:`print` shows: the name, the shape and the number of links."""
+        links = len(self.links.codes)
+        return f"{self.name}, weight {list(self.shape)}, {links} links of {math.prod(self.shape)}"
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _lists(weight: SparseTensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Where the links of each kernel start, int64 [O + 1], and their codes, int32: channel times taps plus tap."""
+    outputs, size = weight.shape[0], math.prod(weight.shape[1:])
+    kernels = weight.positions.div(size, rounding_mode="floor")
+    starts = torch.zeros(outputs + 1, dtype=torch.int64)
+    starts[1:] = torch.bincount(kernels, minlength=outputs).cumsum(0)
+    groups_of = kernels.div(outputs // groups, rounding_mode="floor")
+    return starts, (weight.positions - (kernels - groups_of) * size).int()
+
+
+class SparseLinear(Operation):
+    """A linear layer whose weight is a sparse matrix of torch."""
+
+    def __init__(self, step: Step, args: dict[str, Any]) -> None:
+        weight: SparseTensor = args["weight"]
+        starts, columns = _lists(weight, 1)
+        with warnings.catch_warnings():
+            # That its interface may change.
+            warnings.simplefilter("ignore", UserWarning)
+            matrix = torch.sparse_csr_tensor(starts, columns.long(), weight.values, weight.shape, check_invariants=True)
+        super().__init__(step, args | {"weight": matrix})
+
+    def _tensors(self) -> dict[str, Any]:
+        tensors = super()._tensors()
+        matrix = tensors["weight"]
+        rows = torch.arange(matrix.shape[0]).repeat_interleave(matrix.crow_indices().diff())
+        positions = rows * matrix.shape[1] + matrix.col_indices()
+        return tensors | {"weight": SparseTensor(matrix.values(), positions, tuple(matrix.shape))}
+
+    def forward(self, values: list[Any]) -> Any:
+        """The outputs [..., O] of inputs [..., I]."""
+        x = _ordinary(self.first(values))
+        weight, bias = self._buffers["weight"], self._buffers.get("bias")
+        assert weight is not None
+        rows = x.reshape(-1, x.shape[-1]).T
+        out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
+        return out.T.reshape(*x.shape[:-1], -1)

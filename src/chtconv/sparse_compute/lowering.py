@@ -1,0 +1,316 @@
+"""From a model to a list of steps, by ``torch.fx``."""
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from chtconv.consecutive import _unwrapped
+from chtconv.errors import ConfigurationError
+from chtconv.sparse_compute.layers import SparseForward
+from chtconv.sparse_compute.program import (
+    CONVOLUTIONS,
+    INPUT,
+    OPAQUE,
+    PARAMETERS,
+    WEIGHTED,
+    Step,
+    accepts,
+    mapped,
+    steps_in,
+)
+
+_ALIASES: Final = {"view": "reshape", "truediv": "div", "true_divide": "div", "concat": "cat", "clip": "clamp"}
+# Those whose result may share memory with their input.
+_VIEWS: Final = {"reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "getitem", "contiguous"}
+# Words that are their modules in lower case; then the others.
+_SAME: Final = (
+    *("ReLU", "ReLU6", "SELU", "Sigmoid", "Tanh", "SiLU", "Mish", "ELU", "CELU", "GELU", "Hardtanh", "Hardswish"),
+    *("Hardsigmoid", "Softsign", "LogSigmoid", "Tanhshrink", "Softplus", "Softmax", "PReLU", "Flatten", "Linear"),
+)
+_OTHERS: Final = {
+    **{f"MaxPool{n}d": f"max_pool{n}d" for n in (1, 2, 3)},
+    **{f"AvgPool{n}d": f"avg_pool{n}d" for n in (1, 2, 3)},
+    **{f"AdaptiveAvgPool{n}d": f"adaptive_avg_pool{n}d" for n in (1, 2, 3)},
+    **{f"AdaptiveMaxPool{n}d": f"adaptive_max_pool{n}d" for n in (1, 2, 3)},
+    **{f"BatchNorm{n}d": "batch_norm" for n in (1, 2, 3)},
+    **{f"Conv{n}d": f"conv{n}d" for n in (1, 2, 3)},
+    **{f"ConvTranspose{n}d": f"conv_transpose{n}d" for n in (1, 2, 3)},
+    **{f"{kind}Pad{n}d": "pad" for kind in ("Zero", "Constant") for n in (1, 2, 3) if hasattr(nn, f"{kind}Pad{n}d")},
+    "SyncBatchNorm": "batch_norm",
+    "LeakyReLU": "leaky_relu",
+    "LogSoftmax": "log_softmax",
+    "LayerNorm": "layer_norm",
+    "GroupNorm": "group_norm",
+    "PixelShuffle": "pixel_shuffle",
+    "Upsample": "interpolate",
+}
+_WORD_OF_MODULE: Final[dict[type[nn.Module], str]] = {
+    getattr(nn, name): word for name, word in ({name: name.lower() for name in _SAME} | _OTHERS).items()
+}
+# Of modules and functions, with any other value of which they are no word of the vocabulary.
+_USUAL: Final = {
+    "return_indices": False,
+    "recompute_scale_factor": None,
+    "antialias": False,
+    "track_running_stats": True,
+    "padding_mode": "zeros",
+}
+_NOTHING: Final = tuple(
+    getattr(nn, name)
+    for name in ("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout")
+)
+_DROPOUTS: Final = tuple(
+    getattr(functional, name)
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+)
+# What tracing puts in for optional arguments.
+_CHECKS: Final = (torch._assert, fx._symbolic_trace._assert_is_none)
+_WORD_OF_FUNCTION: Final[dict[Any, tuple[str, bool]]] = {
+    getattr(space, name + ending): (_ALIASES.get(name, name), bool(ending))
+    for name in sorted((PARAMETERS.keys() | _ALIASES.keys()) - {"size", "contiguous"})
+    for ending in ("", "_")
+    for space in (functional, torch, operator)
+    if hasattr(space, name + ending)
+} | {getattr(operator, f"i{name}"): (_ALIASES.get(name, name), True) for name in ("add", "sub", "mul", "truediv")}
+
+
+def lowered(model: nn.Module) -> tuple[list[Step], Any]:
+    """A model in eval mode as steps, those of its inputs first, and what it returns: steps in lists, tuples and dicts.
+
+    Optional arguments of ``forward`` are at their defaults; hooks are not called; the model stays as it is. What is
+    done in place is done to a new tensor instead.
+
+    Raises:
+        ConfigurationError: a model that cannot be traced, with the reason, or one that changes a tensor in place in a
+            way that cannot be followed.
+    """
+    model, _ = _unwrapped(model)
+    lowering = _Lowering(model, _traced(model))
+    output: Any = None
+    for node in lowering.nodes:
+        if node.op == "output":
+            output = lowering.value(node.args[0])
+        else:
+            lowering.add(node)
+    inputs = [step for step in lowering.steps if step.op == INPUT]
+    return [*inputs, *(step for step in lowering.steps if step.op != INPUT)], output
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A graph, the arguments that its forward requires, and the parameters, buffers and constants that it reads."""
+
+    graph: fx.Graph
+    required: frozenset[str]
+    constants: dict[str, Any]
+
+
+class _Lowering:
+    """Steps so far, and which value each node of the graph has now."""
+
+    def __init__(self, model: nn.Module, traced: _Traced) -> None:
+        self.model, self.traced = model, traced
+        self.nodes = list(traced.graph.nodes)
+        self.places = {node: place for place, node in enumerate(self.nodes)}
+        self.modules = dict(model.named_modules())
+        self.steps: list[Step] = []
+        self.values: dict[fx.Node, Any] = {}
+        # Of tensors that are parameters or buffers, by identity.
+        self.names: dict[int, str] = {}
+
+    def value(self, argument: Any) -> Any:
+        """An argument in the graph, with values instead of nodes."""
+        return mapped(argument, lambda each: self.values[each] if isinstance(each, fx.Node) else each)
+
+    def add(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.values[node] = self._input(node)
+        elif node.op == "get_attr":
+            self.values[node] = self._constant(str(node.target))
+        elif node.op == "call_module":
+            self.values[node] = self._module(node)
+        elif node.target not in _CHECKS:
+            self.values[node] = self._call(node)
+
+    def _input(self, node: fx.Node) -> Any:
+        name = str(node.target)
+        if name in self.traced.required:
+            return self._step(INPUT, {}, name)
+        if not node.args and any(user.target not in _CHECKS for user in node.users):
+            raise ConfigurationError(f"{type(self.model).__name__}: accepted is a forward without {name}.")
+        return node.args[0] if node.args else None
+
+    def _constant(self, name: str) -> Any:
+        value = _own(self.traced.constants[name])
+        self.names[id(value)] = name
+        return value
+
+    def _module(self, node: fx.Node) -> Any:
+        name = str(node.target)
+        module = self.modules[name]
+        source = self.value(node.args[0]) if len(node.args) == 1 and not node.kwargs else None
+        if isinstance(module, _NOTHING) and source is not None:
+            return source
+        op = next((_WORD_OF_MODULE[kind] for kind in type(module).__mro__ if kind in _WORD_OF_MODULE), "")
+        if source is not None and op in CONVOLUTIONS and module.padding_mode != "zeros":
+            pad = list(module._reversed_padding_repeated_twice)
+            source = self._step("pad", {"input": source, "pad": pad, "mode": module.padding_mode})
+            args = _attributes(module, op) | {"input": source, "padding": 0}
+        elif any(getattr(module, key, usual) != usual for key, usual in _USUAL.items()):
+            op, args = "", {}
+        else:
+            args = _attributes(module, op) | {"input": source}
+        if source is None or not op or accepts(op, args):
+            # A module of its own, since the model may go on training.
+            own = copy.deepcopy(module).eval().requires_grad_(False)
+            return self._opaque(own, node, name)
+        result = self._step(op, args, name)
+        if getattr(module, "inplace", False):
+            self._overwrite(node, source, result)
+        return result
+
+    def _call(self, node: fx.Node) -> Any:
+        """The value of a function or method."""
+        positional, named = self.value(tuple(node.args)), self.value(dict(node.kwargs))
+        in_place = bool(named.pop("inplace", False))
+        if node.target in _DROPOUTS and named.get("training", positional[2] if len(positional) > 2 else True) is False:
+            return positional[0]
+        if node.target is getattr and positional[1] == "shape":
+            return self._step("size", {"input": positional[0]})
+        if node.op == "call_method":
+            spelled = str(node.target)
+            word = _ALIASES.get(spelled.removesuffix("_"), spelled.removesuffix("_"))
+            in_place |= spelled.endswith("_") and not spelled.endswith("__")
+            if word in ("reshape", "permute") and len(positional) > 2:
+                positional = (positional[0], list(positional[1:]))
+        else:
+            word, ending = _WORD_OF_FUNCTION.get(node.target, ("", False))
+            in_place |= ending
+        # A list is no tuple in an index: it gathers.
+        gathers = word == "getitem" and isinstance(positional[1], list)
+        parameters = {} if gathers else PARAMETERS.get(word, {})
+        named = {key: each for key, each in named.items() if key in parameters or key not in _USUAL or each}
+        args = {key: _own(each) for key, each in (dict(zip(parameters, positional, strict=False)) | named).items()}
+        args = {key: each for key, each in args.items() if each is not None}
+        if word == "reshape" and isinstance(args.get("shape"), int):
+            args["shape"] = [args["shape"]]
+        if not parameters or len(positional) > len(parameters) or accepts(word, args):
+            if in_place:
+                raise ConfigurationError(
+                    f"{node.target}: accepted in place are usual activations and arithmetic; do this one to a new "
+                    "tensor."
+                )
+            return self._opaque(_callable(node), node, "")
+        weight = named.get("weight", positional[1] if word in WEIGHTED and len(positional) > 1 else None)
+        result = self._step(word, args, self.names.get(id(weight), "").rpartition(".")[0])
+        if in_place:
+            self._overwrite(node, positional[0], result)
+        return result
+
+    def _step(self, op: str, args: dict[str, Any], name: str = "") -> Step:
+        self.steps.append(Step(op, args, name))
+        return self.steps[-1]
+
+    def _opaque(self, function: Callable[..., Any], node: fx.Node, name: str) -> Step:
+        args = {"args": self.value(tuple(node.args)), "kwargs": self.value(dict(node.kwargs))}
+        step = self._step(OPAQUE, args, name or getattr(function, "__name__", str(function)))
+        step.function = function
+        return step
+
+    def _overwrite(self, node: fx.Node, before: Any, after: Step) -> None:
+        """From this node on, what had a value that was changed in place has the new one."""
+        if not isinstance(before, Step):
+            return
+        root, place = _root(before), self.places[node]
+        for each, value in self.values.items():
+            used_later = any(self.places[user] > place for user in each.users)
+            if value is before:
+                self.values[each] = after
+            elif used_later and isinstance(value, Step) and value is not after and _root(value) is root:
+                raise ConfigurationError(
+                    f"{after}: changes in place what other operations see through a view; accepted are models that do "
+                    "not, such as with inplace=False."
+                )
+
+
+def _own(value: Any) -> Any:
+    """A setting that shares nothing with the model."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _attributes(module: nn.Module, op: str) -> dict[str, Any]:
+    """The arguments of a word that are attributes of a module."""
+    names = PARAMETERS.get(op, {}).keys() - {"training", "momentum"}
+    args = {name: _own(getattr(module, name, None)) for name in names}
+    if op == "pad":
+        args["pad"] = _own(module.padding)
+    return {name: each for name, each in args.items() if each is not None}
+
+
+def _root(step: Step) -> Step:
+    """The step whose memory a step may share."""
+    while step.op in _VIEWS or step.op == OPAQUE:
+        source = next(steps_in(step.args), None)
+        if source is None:
+            break
+        step = source
+    return step
+
+
+def _callable(node: fx.Node) -> Callable[..., Any]:
+    """What a node calls, as a function."""
+    name = str(node.target)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, name)(*args, **kwargs)
+
+    call.__name__ = name
+    return call if node.op == "call_method" or not callable(node.target) else node.target
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to the modules of torch, past hooks, without a value of any buffer."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # An accelerated convolution is one.
+        return isinstance(m, SparseForward) or (
+            type(m).forward.__module__.startswith("torch.nn.") and not isinstance(m, nn.Sequential)
+        )
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_module(m, m.forward, args, kwargs)
+
+
+def _traced(model: nn.Module) -> _Traced:
+    """The graph of a model in eval mode, after which the model is as it was."""
+    attributes = [(module, module.__dict__.copy()) for module in model.modules()]
+    try:
+        parameters = inspect.signature(type(model).forward).parameters.values()
+        optional = {each.name: each.default for each in parameters if each.default is not each.empty}
+        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        required = {each.name for each in parameters if each.kind not in several} - optional.keys()
+        graph = _Tracer().trace(model.eval(), concrete_args=optional)
+        names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        return _Traced(graph, frozenset(required), {name: operator.attrgetter(name)(model) for name in names})
+    except Exception as error:
+        reason = str(error).partition(". ")[0]
+        raise ConfigurationError(
+            f"{type(model).__name__} cannot be traced by torch.fx ({reason}), and so not compiled. Accepted are models "
+            "whose forward does not branch or loop on values or sizes of tensors (a check of these can stand in a "
+            "function with @torch.fx.wrap); of others, compile a part that is a module of its own."
+        ) from error
+    finally:
+        for module, before in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(before)
