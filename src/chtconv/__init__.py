@@ -5,7 +5,7 @@ from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.flops import count_flops
 from chtconv.methods import METHODS, Method, method
 from chtconv.scores import link_scores
-from chtconv.sparse_compute import accelerate
+from chtconv.sparse_compute import accelerate, compile_sparse, load_compiled
 from chtconv.sparsification import sparsify
 from chtconv.topology import Topology
 
@@ -20,8 +20,10 @@ __all__ = [
     "__version__",
     "accelerate",
     "checkpoint",
+    "compile_sparse",
     "count_flops",
     "link_scores",
+    "load_compiled",
     "method",
     "sparsify",
     "tensorboard",

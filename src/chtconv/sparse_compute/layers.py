@@ -59,6 +59,7 @@ class Computation:
         self.number = next(_numbers)
         # Weakly: a model keeps its topology alive no more than hooks do.
         self._layer = weakref.ref(layer)
+        self._shape = _shape(cast(nn.Conv2d, layer.module))
         self._version = -1
         self._links: Links | None = None
         self._cases: dict[tuple[Any, ...], Case] = {}
@@ -147,7 +148,7 @@ class Computation:
         if kernels is None:
             return False
         module, threads = cast(nn.Conv2d, layer.module), torch.get_num_threads()
-        signature = (x.shape, passes, training, compute, layer.total_links, threads, kernels.isa, alone)
+        signature = (x.shape, passes, training, compute, layer.links, threads, kernels.isa, alone)
         case = self._cases.get(signature)
         if case is None:
             if len(self._cases) >= _MOST_CASES:
@@ -169,7 +170,7 @@ class Computation:
             links = self._current(layer)
             return None if links is None else measure(module, x, links, passes, compute)
 
-        return tuner.sparse(self.name, case, _shape(module), not case.blocked or isinstance(x, Blocked), take)
+        return tuner.sparse(self.name, case, self._shape, not case.blocked or isinstance(x, Blocked), take)
 
 
 class Capturing:
