@@ -10,6 +10,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,107 @@ def checkpoint() -> str:
     return markdown(["sparsity", *(f"VGG16, {name}" for name in next(iter(lines[-1]["rows"].values())))], rows)
 
 
+# Columns of the parts of benchmarks/sparse_compute.py: header -> field of a row.
+SPARSE_COLUMNS = {
+    "training": {
+        "training step": "name", "sparse layers": "sparse_layers", "seconds": "seconds", "of dense": "of_dense",
+        "of dense that keeps memory": "of_keeping", "goal": "goal", "second goal": "then",
+    },
+    "inference": {
+        "inference": "name", "sparse layers": "sparse_layers", "seconds": "seconds", "of dense": "of_dense",
+        "of dense, folded": "of_folded", "goal": "goal", "second goal": "then",
+    },
+    "resnet": {
+        "training step of ResNet-18": "name", "sparse layers": "sparse_layers", "seconds": "seconds",
+        "of dense": "of_dense", "of dense that keeps memory": "of_keeping",
+    },
+    "memory": {"peak of a training step": "name", "MB": "megabytes", "of dense": "of_dense"},
+    "baselines": {
+        "training step": "name", "sparse layers": "sparse_layers", "seconds": "seconds", "of dense": "of_dense",
+        "of dense that keeps memory": "of_keeping",
+    },
+    "masks": {
+        "links": "name", "empty slices": "empty_slices", "convolutions, seconds": "convolutions_seconds",
+        "of dense ones": "convolutions", "of random ones": "of_random", "step, seconds": "seconds",
+        "of a dense step": "of_dense",
+    },
+}  # fmt: skip
+PASSES = ("forward", "input gradient", "weight gradient")
+
+
+def sparse_line(part: str) -> dict[str, Any]:
+    """The latest line of a part of the benchmark of sparse convolutions; empty where there is none."""
+    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "sparse_compute"]
+    return next((line for line in reversed(lines) if line["configuration"]["part"] == part), {})
+
+
+def sparse_table(part: str) -> str:
+    line, columns = sparse_line(part), SPARSE_COLUMNS[part]
+    rows = [[_value(row.get(field)) for field in columns.values()] for row in line.get("rows", [])]
+    return markdown(list(columns), rows) if rows else ""
+
+
+def _value(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, dict):
+        return _quartiles(value)
+    return f"{value:.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def sparse_layers() -> str:
+    """Times of the passes of each layer as parts of the dense ones, by sparsity; dense ones in milliseconds."""
+    rows = {(row["layer"], row["pass"], row["sparsity"]): row for row in sparse_line("layers").get("rows", [])[:-1]}
+    if not rows:
+        return ""
+    sparsities = sorted({sparsity for _, _, sparsity in rows} - {0.0})
+    body = []
+    for layer in dict.fromkeys(layer for layer, _, _ in rows):
+        for each in PASSES:
+            dense = rows.get((layer, each, 0.0))
+            if dense:
+                found = [rows[layer, each, sparsity] for sparsity in sparsities]
+                spent = [f"{1000 * row['seconds']:.2f}" for row in (dense, *found)]
+                body.append([f"{layer}, {each}", *spent, *(_quartiles(row["ratio"], ".2f") for row in found)])
+    header = ["convolution, pass", "dense, ms", *(f"{each:.0%}, ms" for each in sparsities)]
+    return markdown([*header, *(f"{each:.0%} / dense" for each in sparsities)], body)
+
+
+def sparse_roofline() -> str:
+    """What the processor can do, and how much of it the passes of the layers use at 90 %."""
+    rows = sparse_line("layers").get("rows", [])
+    if not rows:
+        return ""
+    most = rows[-1]["limits"]
+    threads = sparse_line("layers")["configuration"]["threads"]
+    by_cycle = {
+        f"multiply-adds a cycle of a core, {name}": f"{most[key] / most['hertz'] / threads:.2f}"
+        for name, key in {
+            "numbers in registers": "peak",
+            "one from the first-level cache": "from first-level cache",
+            "one from the second-level cache": "from second-level cache",
+            "one from memory": "from memory",
+        }.items()
+    }
+    limits = {"cycles a second of a core": f"{most['hertz'] / 1e9:.2f}e9"} | by_cycle
+    limits |= {"bytes a second from memory, all cores": f"{most['bytes of memory'] / 1e9:.1f}e9"}
+    points = [row for row in rows if row.get("sparsity") == 0.9 and "intensity" in row]
+    fields = ("intensity", "per_cycle", "of_peak", "of_memory")
+    body = [[f"{row['layer']}, {row['pass']}", *(f"{row[field]:.2f}" for field in fields)] for row in points]
+    header = ["convolution, pass, 90%", "multiply-adds a byte", "multiply-adds a cycle", "of their peak"]
+    return "\n\n".join([
+        markdown(["limit of the processor, measured", ""], [list(each) for each in limits.items()]),
+        markdown([*header, "of the bytes of memory"], body),
+    ])  # fmt: skip
+
+
+def sparse_plot() -> str:
+    """The plot, where it was drawn."""
+    name = "sparse_compute.png"
+    drawn = any(map(sparse_line, ("training", "layers"))) and (ROOT / "results" / name).exists()
+    return f"![Times against sparsity, and the roofline](../results/{name})" if drawn else ""
+
+
 # The tables by file, and by name.
 TABLES = {
     "README.md": {
@@ -178,6 +280,12 @@ TABLES = {
     },
     "docs/distributed.md": {"distributed": distributed},
     "docs/enforcement.md": {"checkpoint": checkpoint},
+    "docs/sparse-compute.md": {
+        "sparse_plot": sparse_plot,
+        "sparse_layers": sparse_layers,
+        "sparse_roofline": sparse_roofline,
+        **{f"sparse_{part}": partial(sparse_table, part) for part in SPARSE_COLUMNS},
+    },
 }
 
 
