@@ -34,13 +34,24 @@ def operation(step: Step, args: dict[str, Any]) -> "Operation":
         args: its arguments, with :class:`Result` instead of steps.
     """
     weight = args.get("weight")
-    if args.get("backend") == "sparse" and isinstance(weight, (Tensor, SparseTensor)):
-        sparse = weight if isinstance(weight, SparseTensor) else SparseTensor.of(weight)
-        if step.op == "conv2d" and library() is not None:
-            return SparseConvolution(step, args | {"weight": sparse})
-        if step.op == "linear" and torch.backends.mkl.is_available():
-            return SparseLinear(step, args | {"weight": sparse})
-    return Operation(step, mapped(args, lambda each: each.dense() if isinstance(each, SparseTensor) else each))
+    if isinstance(weight, Tensor) and args.get("backend") == "sparse":
+        weight = SparseTensor.of(weight)
+    others = {key: mapped(each, _whole) for key, each in args.items() if key != "weight"}
+    if isinstance(weight, SparseTensor) and _is_sparse(step.op, args):
+        kind = SparseConvolution if step.op == "conv2d" else SparseLinear
+        return kind(step, others | {"weight": weight})
+    return Operation(step, others if weight is None else others | {"weight": _whole(weight)})
+
+
+def _is_sparse(op: str, args: dict[str, Any]) -> bool:
+    """Whether a layer is to be computed from its links, and can be on this machine."""
+    if args.get("backend") != "sparse" or isinstance(args.get("bias"), Result):
+        return False
+    return library() is not None if op == "conv2d" else op == "linear" and torch.backends.mkl.is_available()
+
+
+def _whole(value: Any) -> Any:
+    return value.dense() if isinstance(value, SparseTensor) else value
 
 
 class Operation(nn.Module):

@@ -202,9 +202,9 @@ def _layers(model: nn.Module, topology: Topology) -> set[str]:
 
 
 def _zeros(step: Step) -> float:
-    """Share of zeros in the weight of a step that could be sparse; -1 of others."""
-    weight = step.args.get("weight")
-    if step.op not in _CONSIDERED or not isinstance(weight, Tensor) or not weight.numel():
+    """Share of zeros in the weight of a step that could be sparse, since it and the bias are constant; -1 of others."""
+    weight, bias = step.args.get("weight"), step.args.get("bias")
+    if isinstance(bias, Step) or step.op not in _CONSIDERED or not isinstance(weight, Tensor) or not weight.numel():
         return -1.0
     if weight.dtype not in (torch.float32, torch.float64):
         return -1.0

@@ -71,7 +71,7 @@ _DROPOUTS: Final = tuple(
     for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 )
 # What tracing puts in for optional arguments.
-_CHECKS: Final = (torch._assert, fx._symbolic_trace._assert_is_none)
+_CHECKS: Final = (torch._assert, getattr(fx._symbolic_trace, "_assert_is_none", None))
 _WORD_OF_FUNCTION: Final[dict[Any, tuple[str, bool]]] = {
     getattr(space, name + ending): (_ALIASES.get(name, name), bool(ending))
     for name in sorted((PARAMETERS.keys() | _ALIASES.keys()) - {"size", "contiguous"})

@@ -151,6 +151,8 @@ class Problem:
 
     def values(self, weight: Tensor) -> Tensor:
         """The weights of the links, in the order of the kernel's lists."""
+        if weight.dim() == 1 and not self._plan.bordered:
+            return weight
         values = torch.empty(len(self.positions), dtype=self._dtype)
         self._kernels.call("gather", self._dtype, len(self.positions), self.positions, weight, values)
         return values

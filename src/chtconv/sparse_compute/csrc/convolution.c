@@ -29,7 +29,7 @@ static int64_t scratch_budget(void) {
 
 static void fill_sizes(const chtconv_problem *p, chtconv_plan *plan, int64_t span_y, int64_t span_x) {
     if (p->flat) {
-        plan->channel_bytes = p->taps * plan->unit_x * TILE * VECTOR_BYTES;
+        plan->channel_bytes = p->taps * plan->unit_x * plan->vectors * VECTOR_BYTES;
     } else {
         plan->rows = plan->bordered ? p->height : (plan->unit_y * plan->tile_y - 1) * p->step_y + span_y;
         plan->columns = plan->bordered ? p->width : (plan->unit_x * plan->tile_x - 1) * p->step_x + span_x;
@@ -61,7 +61,10 @@ CHTCONV_API int NAME(plan)(const chtconv_problem *p, chtconv_plan *plan) {
     plan->unit_n = plan->unit_y = plan->unit_x = 1;
     int64_t limit_n = 1, limit_y = 1, limit_x = 1;
     if (p->flat) {
-        plan->tile_y = plan->tile_x = plan->vectors = 1;
+        plan->tile_y = plan->tile_x = 1;
+        /* Rows are computed whole, but for a single one. */
+        plan->vectors = p->batch * flat_vectors(p);
+        if (plan->vectors > COLUMNS) plan->vectors = least(over(plan->vectors, COLUMNS) * COLUMNS, TILE);
         limit_x = over(p->batch * flat_vectors(p), TILE);
     } else if (p->out_height >= 3 && p->out_width >= 3) {
         plan->tile_y = ROWS, plan->tile_x = COLUMNS, plan->vectors = 1;
@@ -115,7 +118,7 @@ CHTCONV_API int NAME(plan)(const chtconv_problem *p, chtconv_plan *plan) {
 }
 
 static int64_t tap_bytes(const chtconv_problem *p, const chtconv_plan *plan, int64_t tap) {
-    if (p->flat) return tap * plan->unit_x * TILE * VECTOR_BYTES;
+    if (p->flat) return tap * plan->unit_x * plan->vectors * VECTOR_BYTES;
     int64_t y = p->tap_y[tap] - plan->min_y, x = p->tap_x[tap] - plan->min_x;
     int64_t column = (x % plan->phases) * (plan->columns / plan->phases) + x / plan->phases;
     return (y * plan->columns + column) * plan->vectors * VECTOR_BYTES;
@@ -249,6 +252,7 @@ typedef struct {
     int64_t group, y, x; /* first batch vector, output row and column; of flat ones, x is the first vector */
     int64_t count;
     tile *tiles;
+    int32_t *sources; /* of narrow flat maps: for each tap and output, where its input is in a channel, -1 for none */
 } unit;
 
 /* A vector of images begins here in a blocked tensor. */
@@ -296,6 +300,26 @@ static void find_tile(const chtconv_problem *p, const chtconv_plan *plan, const 
     }
 }
 
+/* Of narrow maps, whose rows are shorter than a vector. */
+static int64_t source_count(const chtconv_problem *p, const chtconv_plan *plan) {
+    int narrow = p->flat && p->out_width < LANES && p->batch * p->in_n <= INT32_MAX;
+    return narrow ? p->taps * plan->unit_x * plan->vectors * LANES : 0;
+}
+
+static void find_sources(const chtconv_problem *p, const chtconv_plan *plan, unit *u) {
+    int32_t *to = u->sources;
+    for (int64_t tap = 0; tap < p->taps; tap++)
+        for (int64_t v = u->x; v < u->x + plan->unit_x * plan->vectors; v++)
+            for (int64_t i = 0; i < LANES; i++, to++) {
+                int64_t image = v / flat_vectors(p), position = v % flat_vectors(p) * LANES + i;
+                int64_t y = position / p->out_width, x = position % p->out_width;
+                int inside = image < p->batch && y < p->out_height;
+                y = y * p->step_y + p->tap_y[tap], x = x * p->step_x + p->tap_x[tap];
+                inside = inside && y >= 0 && y < p->height && x >= 0 && x < p->width;
+                *to = inside ? (int32_t)(image * p->in_n + y * p->in_y + x) : -1;
+            }
+}
+
 static void find_tiles(const chtconv_problem *p, const chtconv_plan *plan, int64_t index, unit *u) {
     u->x = index % plan->units_x * plan->unit_x * (p->flat ? TILE : plan->tile_x);
     u->y = index / plan->units_x % plan->units_y * plan->unit_y * plan->tile_y;
@@ -308,6 +332,7 @@ static void find_tiles(const chtconv_problem *p, const chtconv_plan *plan, int64
                 find_tile(p, plan, u, n, y, x, t);
                 u->count += t->rows > 0;
             }
+    if (u->sources) find_sources(p, plan, u);
 }
 
 static int64_t unit_count(const chtconv_plan *plan) { return plan->groups * plan->units_y * plan->units_x; }
@@ -359,7 +384,13 @@ static void pack_patch(const chtconv_problem *p, const chtconv_plan *plan, const
 /* One position after the other; those of one row are one run of the input, apart from its ends. */
 static void pack_flat(const chtconv_problem *p, const chtconv_plan *plan, const unit *u, int64_t first, int64_t last,
                       const real *input, char *scratch) {
-    int64_t vectors = flat_vectors(p), positions = p->out_height * p->out_width, length = plan->unit_x * TILE;
+    int64_t vectors = flat_vectors(p), positions = p->out_height * p->out_width, length = plan->unit_x * plan->vectors;
+    for (int64_t c = first; c < last && u->sources; c++) {
+        const real *channel = input + c * p->in_c;
+        real *to = (real *)(scratch + (c - first) * plan->channel_bytes);
+        for (int64_t i = 0; i < p->taps * length * LANES; i++) to[i] = u->sources[i] < 0 ? 0 : channel[u->sources[i]];
+    }
+    if (u->sources) return;
     for (int64_t c = first; c < last; c++)
         for (int64_t tap = 0; tap < p->taps; tap++) {
             real *to = (real *)(scratch + (c - first) * plan->channel_bytes) + tap * length * LANES;
@@ -411,7 +442,21 @@ static void pack(const chtconv_problem *p, const chtconv_plan *plan, const unit 
             bytes[k] = t->bytes[k];                                                                                 \
             for (int q = 0; q < C; q++) sum[k][q] = sums[t->which[k] + q];                                          \
         }                                                                                                           \
-        for (int64_t l = 0; l < links; l++) {                                                                       \
+        int64_t l = 0;                                                                                              \
+        if (R * C <= 2) {                                                                                           \
+            /* One sum would wait for itself: four take turns. */                                                   \
+            vreal more[4][R][C] = {0};                                                                              \
+            for (; l + 4 <= links; l += 4)                                                                          \
+                for (int i = 0; i < 4; i++)                                                                         \
+                    for (int k = 0; k < R; k++)                                                                     \
+                        for (int q = 0; q < C; q++)                                                                 \
+                            more[i][k][q] += vset(values[l + i]) *                                                  \
+                                             ((const vreal *)(patch + offsets[l + i] + bytes[k]))[q];               \
+            for (int k = 0; k < R; k++)                                                                             \
+                for (int q = 0; q < C; q++)                                                                         \
+                    sum[k][q] += (more[0][k][q] + more[1][k][q]) + (more[2][k][q] + more[3][k][q]);                 \
+        }                                                                                                           \
+        for (; l < links; l++) {                                                                                    \
             const char *at = patch + offsets[l];                                                                    \
             vreal value = vset(values[l]);                                                                          \
             for (int k = 0; k < R; k++) {                                                                           \
@@ -479,13 +524,16 @@ static int make_workspace(const job *j, workspace *w) {
     w->scratch = chtconv_aligned((size_t)(plan->unit_n * plan->group_bytes));
     w->parts = find_parts(j->p, plan);
     w->u.tiles = chtconv_aligned((size_t)(plan->unit_n * plan->unit_y * plan->unit_x) * sizeof(tile));
-    return w->scratch && w->parts && w->u.tiles;
+    int64_t sources = source_count(j->p, plan);
+    w->u.sources = sources ? chtconv_aligned((size_t)sources * sizeof(int32_t)) : NULL;
+    return w->scratch && w->parts && w->u.tiles && (w->u.sources || !sources);
 }
 
 static void free_workspace(workspace *w) {
     free(w->scratch);
     free(w->parts);
     free(w->u.tiles);
+    free(w->u.sources);
 }
 
 /* The part of a tile at the border that holds outputs. */
@@ -552,7 +600,8 @@ CHTCONV_API int NAME(outputs)(const chtconv_problem *p, const chtconv_plan *plan
     job j = {.p = p, .plan = plan, .offsets = offsets, .splits = splits, .values = values, .bias = bias};
     j.rectify = rectify, j.input = input, j.output = output, j.stream = too_large(p, output);
     int64_t units = unit_count(plan);
-    j.parts = least(p->kernels, units >= 2 * threads ? 1 : over(2 * threads, units));
+    /* Each part copies its input anew. */
+    j.parts = least(p->kernels, units >= 2 * threads ? 1 : over(threads, units));
     j.per_part = over(p->kernels, j.parts);
     j.parts = over(p->kernels, j.per_part);
     int code = chtconv_parallel(units * j.parts, outputs, &j);
