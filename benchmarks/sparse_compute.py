@@ -18,6 +18,7 @@ matplotlib is installed.
 
 import argparse
 import importlib.util
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -93,8 +94,14 @@ def resnet(options: Options) -> Iterator[Row]:
 
 
 def inference(options: Options) -> Iterator[Row]:
-    for batch, goals in INFERENCE_GOALS.items():
-        shared = {"kind": "inference", "batch": batch, "threads": options.threads, "width": options.width}
+    for model, (batch, goals) in itertools.product(("vgg16", "vgg16, head 512"), INFERENCE_GOALS.items()):
+        shared = {
+            "kind": "inference",
+            "model": model,
+            "batch": batch,
+            "threads": options.threads,
+            "width": options.width,
+        }
         formats = ("",) if batch > 1 else ("", ", contiguous")
         names = [f"{kind}{form}" for kind in ("dense", "folded") for form in formats]
         specs: dict[str, Row] = {name: {"way": name} for name in names}
@@ -110,7 +117,7 @@ def inference(options: Options) -> Iterator[Row]:
                 if specs[name]["way"] == "compile_sparse":
                     row["sparsity"] = specs[name]["sparsity"]
                     row["goal"], row["then"] = goals[specs[name]["sparsity"]]
-            yield row | {"name": f"batch {batch}: {name}", "model": f"vgg16, inference, batch {batch}"}
+            yield row | {"name": f"{model}, batch {batch}: {name}", "model": f"{model}, inference, batch {batch}"}
 
 
 def layers(options: Options) -> Iterator[Row]:

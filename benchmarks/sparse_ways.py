@@ -155,27 +155,28 @@ class Inference:
         sparsity: of all convolutions, for the last two.
         batch: images.
         width: of the model.
+        model: a name in MODELS.
     """
 
-    def __init__(self, way: str, batch: int, sparsity: float = 0.0, width: float = 1.0) -> None:
-        trainee = (Contiguous if "contiguous" in way else Dense)("vgg16", "sgd", width)
-        model: nn.Module = trainee.model
+    def __init__(self, way: str, batch: int, sparsity: float = 0.0, width: float = 1.0, model: str = "vgg16") -> None:
+        trainee = (Contiguous if "contiguous" in way else Dense)(model, "sgd", width)
+        network: nn.Module = trainee.model
         images = random_batch("vgg16", batch)[0].to(memory_format=trainee.memory_format)
         self.about: dict[str, Any] = {}
         topology = sparsified(trainee, sparsity=sparsity) if sparsity else None
-        model.eval()
+        network.eval()
         if topology is not None and way == "accelerate":
-            chtconv.accelerate(model, topology)
+            chtconv.accelerate(network, topology)
         elif topology is not None:
-            model = compile_sparse(model, topology, example=images)
-            kinds = list(model.backends.values())[: len(topology.masks)]
+            network = compile_sparse(network, topology, example=images)
+            kinds = list(network.backends.values())[: len(topology.masks)]
             self.about["sparse_layers"] = f"{kinds.count('sparse')} of {len(kinds)}"
         elif way.startswith("folded"):
-            model.features = folded(model.features).to(memory_format=trainee.memory_format)
+            network.features = folded(network.features).to(memory_format=trainee.memory_format)
 
         def run() -> None:
             with torch.no_grad():
-                model(images)
+                network(images)
 
         for _ in range(3):
             run()
