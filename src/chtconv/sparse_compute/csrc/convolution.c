@@ -611,10 +611,9 @@ CHTCONV_API int NAME(outputs)(const chtconv_problem *p, const chtconv_plan *plan
 /* ---- Gradients of active weights -------------------------------------------------------------------------------- */
 
 /* Sums of the lanes of 8 vectors. */
-#if LANES >= 4
+/* gcc has it from version 12 on. */
+#if LANES == 16 && (defined(__clang__) || __GNUC__ >= 12)
 #define SHUFFLE __builtin_shufflevector
-#endif
-#if LANES == 16
 static inline void sum_lanes(vreal *v, real *sums) {
 #define FOLD8(a, b)                                                                           \
     (SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +                  \
