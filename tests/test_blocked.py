@@ -211,6 +211,7 @@ def test_operations(name, shape):
 TWO = {
     "sum": (lambda x, y: x + y, STAYS),
     "difference": (lambda x, y: torch.sub(x, y, alpha=2), STAYS),
+    "number less": (lambda x, y: torch.sub(1.0, x) * (2 - y), STAYS),
     "product": (lambda x, y: x * y, STAYS),
     "sum of norms": (lambda x, y: F.relu(norm(x) + norm(y)), STAYS),
     "maximum": (lambda x, y: torch.maximum(x, y), STAYS),

@@ -1,6 +1,8 @@
 """Sparse convolutions against torch's dense ones, on weights that are masked."""
 
 import contextlib
+import copy
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -338,6 +340,17 @@ def test_not_a_number_is_not_rectified():
     for batch in (1, 16):
         x = torch.full((batch, 1, 3, 3), torch.nan)
         assert to_dense(sparse_outputs(x, torch.ones(1), None, links, rectify=True)).isnan().all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_copies_of_links_prepare_their_own(copied):
+    p = case("vgg")
+    x, weight, bias, mask = tensors(p, whole=True)
+    links = Links.of(mask)
+    before = to_dense(sparse_conv2d(x, weight, bias, links, **options(p)))
+    other = copied(links)
+    del links
+    assert torch.equal(to_dense(sparse_conv2d(x, weight, bias, other, **options(p))), before)
 
 
 def test_lists():

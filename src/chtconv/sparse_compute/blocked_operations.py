@@ -185,7 +185,7 @@ def pointwise(func: Any, *args: Any, **kwargs: Any) -> Any:
     within = _inner_all(args, shape, dtype)
     if within is None:
         return NotImplemented
-    if func in _OUT and args[0].shape == shape:
+    if func in _OUT and isinstance(args[0], Tensor) and args[0].shape == shape:
         return Blocked.of(_OUT[func](*within, out=layout.like(within[0]), **kwargs), shape[0])
     blocks: Tensor = func(*within, **kwargs)
     if blocks.dtype is not dtype:

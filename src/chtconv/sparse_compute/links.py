@@ -36,6 +36,10 @@ class Links:
         self._positions: dict[tuple[int, ...], Tensor] = {}
         self._kept: OrderedDict[Any, Any] = OrderedDict()
 
+    def __reduce__(self) -> tuple[type["Links"], tuple[Tensor, int, Tensor, Tensor]]:
+        # What was prepared holds addresses; a copy prepares its own.
+        return type(self), (self._mask, self.groups, self.starts, self.codes)
+
     @classmethod
     def of(cls, mask: Tensor, groups: int = 1) -> "Links":
         """The links of a mask.
