@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR := runs/digits
 CSRC := src/chtconv/sparse_compute/csrc
-KERNEL_TESTS := $(wildcard tests/test_sparse_convolution.py tests/test_blocked.py tests/test_native_library.py)
+KERNEL_TESTS := tests/test_sparse_convolution.py tests/test_blocked.py tests/test_native_library.py
 SANITIZED := build/sanitized
 
 .PHONY: help run test sanitize check format bench evidence tables clean

@@ -188,24 +188,51 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of input, weight and bias."""
+        wanted = ctx.needs_input_grad[:3]
         x, weight = ctx.saved_tensors
-        links, geometry, kernels = ctx.links, ctx.geometry, kernels_needed()
-        memory, own = _in_memory(grad, geometry), _one_piece(weight)
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _input_gradient(memory, own, links, geometry)
-            if not isinstance(x, Blocked):
-                of_x = to_dense(of_x)
-        problem = outputs_of(kernels, links, geometry, own)
-        if ctx.needs_input_grad[1]:
-            if ctx.dense_gradient:
-                of_weight = _dense_gradient(x, weight, grad, links, geometry)
-            else:
-                of_weight = empty(own.shape, own.dtype).as_strided(own.shape, own.stride())
-                problem.scatter(problem.gradients(_in_memory(x, geometry), memory), of_weight)
-        if ctx.needs_input_grad[2]:
-            of_bias = problem.kernel_sums(memory)
-        return of_x, of_weight, of_bias, None, None, None, None
+        found = gradients(x, weight, grad, ctx.links, ctx.geometry, wanted, ctx.dense_gradient)
+        return *found, None, None, None, None
+
+
+def gradients(
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    links: Links,
+    geometry: Geometry,
+    wanted: Sequence[bool],
+    dense_gradient: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of a sparse convolution, outside of autograd.
+
+    Args:
+        x: the input, ordinary or Blocked.
+        weight: [O, I / groups, kh, kw].
+        grad: of the output, ordinary or Blocked.
+        links: the active ones.
+        geometry: of the convolution.
+        wanted: whether those of input, weight and bias are.
+        dense_gradient: whether that of the weight is wanted off the links too.
+
+    Returns:
+        Those of input, weight and bias; None for what is not wanted.
+    """
+    memory, own = _in_memory(grad, geometry), _one_piece(weight)
+    of_x = of_weight = of_bias = None
+    if wanted[0]:
+        of_x = _input_gradient(memory, own, links, geometry)
+        if not isinstance(x, Blocked):
+            of_x = to_dense(of_x)
+    problem = outputs_of(kernels_needed(), links, geometry, own)
+    if wanted[1]:
+        if dense_gradient:
+            of_weight = _dense_gradient(x, weight, grad, links, geometry)
+        else:
+            of_weight = empty(own.shape, own.dtype).as_strided(own.shape, own.stride())
+            problem.scatter(problem.gradients(_in_memory(x, geometry), memory), of_weight)
+    if wanted[2]:
+        of_bias = problem.kernel_sums(memory)
+    return of_x, of_weight, of_bias
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, links: Links, geometry: Geometry) -> Tensor:

@@ -6,7 +6,6 @@ anew, and what was measured decides at that time whether the layer is sparse.
 
 import weakref
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chtconv.sparse_compute.blocked import to_dense
-from chtconv.sparse_compute.convolution import _Convolution, sparse_conv2d
+from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
 from chtconv.sparse_compute.links import Links
 from chtconv.sparse_compute.problem import Geometry
 
@@ -22,48 +21,6 @@ if TYPE_CHECKING:
     from chtconv.sparse_compute.layers import Computation
 
 BY_NUMBER: Final["weakref.WeakValueDictionary[int, Computation]"] = weakref.WeakValueDictionary()
-
-
-@torch.no_grad()
-def gradients(
-    x: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    links: Links,
-    *,
-    stride: Sequence[int],
-    padding: str | Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    wanted: tuple[bool, bool, bool],
-    dense_gradient: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of a sparse convolution outside of autograd.
-
-    Args:
-        x: the input, ordinary or Blocked.
-        weight: [O, I / groups, kh, kw].
-        grad: of the output, ordinary or Blocked.
-        links: the active ones.
-        stride: as in :func:`.convolution.sparse_conv2d`, like what follows.
-        padding: zeros around the input.
-        dilation: of the window.
-        groups: of channels.
-        wanted: of input, weight and bias.
-        dense_gradient: whether that of the weight is wanted off the links too.
-
-    Returns:
-        Gradients of input, weight and bias; None for those that are not wanted.
-    """
-    (sy, sx), (dy, dx) = stride, dilation
-    context = SimpleNamespace(
-        saved_tensors=(x, weight),
-        needs_input_grad=wanted,
-        links=links,
-        geometry=Geometry.of(x, weight.shape[2:], (sy, sx), padding, (dy, dx)),
-        dense_gradient=dense_gradient,
-    )
-    return _Convolution.backward(context, grad)[:3]
 
 
 def convolution_in_graph(module: nn.Conv2d, input: Tensor, number: int, compute: torch.dtype) -> Tensor:
@@ -130,24 +87,14 @@ def _gradients(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     links = _links(number, x, weight, passes, training, compute)
-    to_input, to_weight, to_bias = wanted
     found: Sequence[Tensor | None]
     if links is None:
         rest = (list(stride), list(padding), list(dilation), False, [0, 0], groups)
         found = torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], *rest, list(wanted))
     else:
-        found = gradients(
-            x,
-            weight,
-            grad,
-            links,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            wanted=(to_input, to_weight, to_bias),
-            dense_gradient=BY_NUMBER[number].capturing,
-        )
+        (sy, sx), (dy, dx) = stride, dilation
+        geometry = Geometry.of(x, weight.shape[2:], (sy, sx), padding, (dy, dx))
+        found = gradients(x, weight, grad, links, geometry, wanted, BY_NUMBER[number].capturing)
     return [
         torch.empty_like(like).copy_(each)
         for each, like, on in zip(found, (x, weight, weight[:, 0, 0, 0]), wanted, strict=True)

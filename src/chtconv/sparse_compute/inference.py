@@ -14,6 +14,7 @@ from chtconv.sparse_compute import compiled_file
 from chtconv.sparse_compute.blocked import Blocked, to_blocked, to_dense
 from chtconv.sparse_compute.execution import Operation, Result, SparseConvolution, SparseLinear, operation
 from chtconv.sparse_compute.folding import folded
+from chtconv.sparse_compute.layout import BLOCKED_FROM
 from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.lowering import lowered
 from chtconv.sparse_compute.program import INPUT, WEIGHTED, Step, mapped
@@ -24,8 +25,6 @@ _BACKENDS: Final = ("auto", "sparse", "dense")
 # Least shares of zeros: where sparse is taken without measuring, and where it is considered at all.
 _TAKEN: Final = {"conv2d": 0.6, "linear": 0.94}
 _CONSIDERED: Final = {"conv2d": 0.3, "linear": 0.8}
-# The least batch that travels in the blocked layout.
-_BLOCKED_FROM: Final = 8
 
 
 class SparseModel(nn.Module):
@@ -257,7 +256,7 @@ def _is_faster_sparse(step: Step, x: Any) -> bool:
         run = operation(step, step.args | {"backend": backend, "input": Result(0)})
         given = _dense(x)
         if step.op == "conv2d":
-            blocked = backend == "sparse" and len(x) >= _BLOCKED_FROM
+            blocked = backend == "sparse" and len(x) >= BLOCKED_FROM
             given = to_blocked(given) if blocked else given.contiguous(memory_format=torch.channels_last)
         ways.append(lambda run=run, given=given: run([given]))
     dense, sparse = fastest(*ways)

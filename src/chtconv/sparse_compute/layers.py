@@ -17,6 +17,7 @@ from chtconv.enforcement import is_zero_off_mask, matching
 from chtconv.sparse_compute.blocked import Blocked
 from chtconv.sparse_compute.convolution import sparse_conv2d
 from chtconv.sparse_compute.graphs import BY_NUMBER, convolution_in_graph
+from chtconv.sparse_compute.layout import BLOCKED_FROM
 from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.links import Links
 from chtconv.sparse_compute.measurement import measure
@@ -33,8 +34,6 @@ _TYPES: Final = (torch.float32, torch.float64)
 # Of a class that is to be left as it is.
 _OVERRIDES: Final = ("forward", "_conv_forward", "__call__", "__reduce_ex__")
 _TENSORS: Final = (Tensor, nn.Parameter, Blocked)
-# The least batch that travels in the blocked layout.
-BLOCKED_FROM: Final = 8
 # Batches and sizes that a layer remembers what they were measured as.
 _MOST_CASES: Final = 256
 _numbers = itertools.count()

@@ -8,6 +8,8 @@ from chtconv.sparse_compute.library import Library, library
 from chtconv.sparse_compute.memory import empty
 
 LANES = 16
+# The least batch that travels in blocks: smaller ones would leave most lanes empty.
+BLOCKED_FROM = LANES // 2
 
 
 def kernels() -> Library:

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chtconv.sparse_compute.blocked import to_blocked, to_dense
-from chtconv.sparse_compute.convolution import sparse_conv2d
-from chtconv.sparse_compute.graphs import gradients
+from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
 from chtconv.sparse_compute.links import Links
 from chtconv.sparse_compute.problem import Geometry
 from chtconv.sparse_compute.tuning import Measurement, fastest
@@ -34,7 +33,7 @@ def measure(module: nn.Conv2d, input: Tensor, links: Links, passes: str, dense_t
     with torch.autocast("cpu", enabled=False):
         return Measurement(
             *fastest(
-                _sparse(module, blocked, weight, bias, links, passes),
+                _sparse(module, blocked, weight, bias, links, geometry, passes),
                 _dense(module, plain.to(dense_type), weight, bias, geometry, passes),
                 lambda: [to_blocked(plain) for _ in range(ways)],
             )
@@ -42,7 +41,13 @@ def measure(module: nn.Conv2d, input: Tensor, links: Links, passes: str, dense_t
 
 
 def _sparse(
-    module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, links: Links, passes: str
+    module: nn.Conv2d,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    links: Links,
+    geometry: Geometry,
+    passes: str,
 ) -> Callable[[], object]:
     constants = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
 
@@ -50,7 +55,7 @@ def _sparse(
         y = sparse_conv2d(x, weight, bias, links, **constants)
         if passes != "f":
             # Its output serves as its gradient.
-            gradients(x, weight, y, links, wanted=_wanted(passes, bias), **constants)
+            gradients(x, weight, y, links, geometry, _wanted(passes, bias))
 
     return run
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chtconv.sparse_compute.layout import BLOCKED_FROM, LANES
 from chtconv.sparse_compute.library import Library
 from chtconv.sparse_compute.links import Links
 
-BLOCK = 16
 Pair = tuple[int, int]
 
 
@@ -78,7 +78,7 @@ class Geometry:
     @property
     def flat(self) -> bool:
         """Whether there are too few images to fill vectors with them, so that tensors stay as they are."""
-        return self.batch < BLOCK // 2
+        return self.batch < BLOCKED_FROM
 
     @property
     def out_size(self) -> Pair:
@@ -90,7 +90,7 @@ class Geometry:
         """Of a tensor in memory: blocked, or flat."""
         if self.flat:
             return (self.batch, channels, *size)
-        return (-(-self.batch // BLOCK), channels, *size, BLOCK)
+        return (-(-self.batch // LANES), channels, *size, LANES)
 
 
 class Problem:
@@ -125,7 +125,7 @@ class Problem:
         if geometry.flat:
             # Outputs without gaps.
             out_whole, out_step, first = None, (1, 1), (0, 0)
-        lanes = 1 if geometry.flat else BLOCK
+        lanes = 1 if geometry.flat else LANES
         whole, count = out_whole or out_size, len(starts) - 1
         self._taps = [torch.tensor([tap[axis] for tap in taps or [(0, 0)]], dtype=torch.int32) for axis in (0, 1)]
         in_c, out_c = size[0] * size[1] * lanes, whole[0] * whole[1] * lanes

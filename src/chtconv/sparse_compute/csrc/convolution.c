@@ -610,8 +610,7 @@ CHTCONV_API int NAME(outputs)(const chtconv_problem *p, const chtconv_plan *plan
 
 /* ---- Gradients of active weights -------------------------------------------------------------------------------- */
 
-/* Sums of the lanes of 8 vectors. */
-/* gcc has it from version 12 on. */
+/* Sums of the lanes of 8 vectors; gcc has shuffles from version 12 on. */
 #if LANES == 16 && (defined(__clang__) || __GNUC__ >= 12)
 #define SHUFFLE __builtin_shufflevector
 static inline void sum_lanes(vreal *v, real *sums) {
