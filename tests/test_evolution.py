@@ -146,6 +146,31 @@ def test_rigl_is_rigl(allocation):
     assert changed > 20
 
 
+def test_score_times_gradient_takes_the_largest_products():
+    """Of the link scores of what removal left, and the dense gradients of the step."""
+    model = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = chtconv.sparsify(model, optimizer, method="cht_gradient", sparsity=0.5, zeta=1 / 3, interval=1)
+    twin = Twin(model, topology)
+    images = torch.randn(4, 6, 6, 6)
+    twin.step(model, images)
+    model(images).square().mean().backward()
+    optimizer.step()
+    size = twin.weights["0.weight"].abs().masked_fill(~twin.masks["0.weight"], float("inf")).flatten(1)
+    kept = twin.masks["0.weight"].flatten(1).scatter(1, size.argsort(1)[:, :9], False)
+    scores = chtconv.link_scores(kept.view(8, 6, 3, 3), (6, 6), padding=1).flatten(1)
+    worth = scores * twin.gradients["0.weight"].abs().flatten(1)
+    mask = topology.masks["0.weight"].flatten(1)
+    assert mask[kept].all()
+    chosen, rest = mask & ~kept, ~mask
+    assert chosen.sum(1).tolist() == [9] * 8
+    lowest = worth.masked_fill(~chosen, float("inf")).amin(1)
+    highest = worth.masked_fill(~rest, 0.0).amax(1)
+    assert (lowest >= 0.999 * highest).all()
+    assert (worth[chosen] > 0).float().mean() > 0.9
+    assert topology.stats()["layers"]["0.weight"]["training_flops"] == 2 * 8 * 54 * 36 * (3 * 0.5 + 0.5)
+
+
 def test_granet_prunes_first_and_exchanges_among_what_remains():
     """Links after each evolution along the cubic; removed and regrown as a share of those; which ones, as RigL."""
     model = gradient_network()

@@ -25,6 +25,7 @@ PARTS = {
     "cht": ("magnitude", "highest_score", "constant"),
     "chts": ("magnitude", "sampled_by_score", "constant"),
     "chtss": ("soft_magnitude", "sampled_by_score", "sigmoid"),
+    "cht_gradient": ("magnitude", "score_times_gradient", "constant"),
     "random_turnover": ("magnitude", "random_at_turnover", "constant"),
     "shuffled": ("magnitude", "shuffled_scores", "constant"),
     "occupancy": ("magnitude", "sampled_by_score", "constant"),
@@ -35,9 +36,9 @@ PARTS = {
 def test_methods_are_put_together_from_what_their_papers_say():
     assert {name: (m.removal, m.regrowth, m.density) for name, m in METHODS.items()} == PARTS
     assert [name for name, m in METHODS.items() if m.predictor] == ["occupancy", "input_degree"]
-    assert [name for name, m in METHODS.items() if m.needs_dense_gradients] == ["rigl", "snfs", "granet"]
+    assert [name for name, m in METHODS.items() if m.needs_dense_gradients] == ["rigl", "snfs", "granet", "cht_gradient"]
     assert [name for name, m in METHODS.items() if not m.evolves] == ["static"]
-    scored = {"cht", "chts", "chtss", "random_turnover", "shuffled", "occupancy", "input_degree"}
+    scored = {"cht", "chts", "chtss", "cht_gradient", "random_turnover", "shuffled", "occupancy", "input_degree"}
     assert {name for name, m in METHODS.items() if m.uses_scores} == scored
     assert all(m.summary and not m.summary.endswith(".") for m in METHODS.values())
 

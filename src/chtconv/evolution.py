@@ -279,9 +279,11 @@ def _regrow(each: _Removed) -> Evolved:
 
 def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:
     """What positions are worth to the regrowth of the layer: float32 [O, I]."""
-    if scores_OI is not None:
+    if not layer.settings.method.needs_dense_gradients:
+        assert scores_OI is not None
         return scores_OI
-    return layer.matrix(_momentum(layer) if layer.settings.method.worth == "momentum" else _gradient(layer))
+    gradient_OI = layer.matrix(_momentum(layer) if layer.settings.method.worth == "momentum" else _gradient(layer))
+    return gradient_OI if scores_OI is None else scores_OI * gradient_OI.abs()
 
 
 def _gradient(layer: SparseLayer) -> Tensor:

@@ -97,18 +97,18 @@ class Method:
 
     @property
     def worth(self) -> str:
-        """What regrowth goes by: ``"nothing"``, ``"scores"``, ``"gradient"`` or ``"momentum"``."""
+        """What regrowth goes by: ``"nothing"``, ``"scores"``, ``"gradient"``, ``"momentum"``, ``"scores_and_gradient"``."""
         return REGROWTHS[self.regrowth].worth if self.regrowth else "nothing"
 
     @property
     def uses_scores(self) -> bool:
         """Whether it needs link prediction."""
-        return self.worth == "scores"
+        return self.worth in ("scores", "scores_and_gradient")
 
     @property
     def needs_dense_gradients(self) -> bool:
         """Whether it looks at gradients of disabled links."""
-        return self.worth in ("gradient", "momentum")
+        return self.worth in ("gradient", "momentum", "scores_and_gradient")
 
 
 METHODS: Mapping[str, Method] = MappingProxyType({
@@ -139,6 +139,10 @@ METHODS: Mapping[str, Method] = MappingProxyType({
     "chtss": Method(
         "soft_magnitude", "sampled_by_score", density="sigmoid", initial_sparsity=0.5,
         summary="CHTs with soft removal and a density that falls along a sigmoid",
+    ),
+    "cht_gradient": Method(
+        regrowth="score_times_gradient",
+        summary="the highest products of link score and gradient regrow: not gradient-free any more",
     ),
     "random_turnover": Method(
         regrowth="random_at_turnover", summary="control: random links, as many new ones as CHTs would bring"

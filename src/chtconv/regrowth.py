@@ -1,7 +1,7 @@
 """Which links come (paper, section 3.2.2): by what a position is worth, sampled by it, or at random.
 
-What a position is worth is its link score, or the magnitude of the gradient that its weight would have. Every rule
-turns that into keys, and the positions with the largest keys regrow. Worth of 0, of which there can be much, comes
+What a position is worth is its link score, the magnitude of the gradient that its weight would have, or their product.
+Every rule turns that into keys, and the positions with the largest keys regrow. Worth of 0, of which there can be much, comes
 after all that is positive and in random order.
 
 Shapes: R rows of N positions within which links compete: the kernels, or one row for the whole layer.
@@ -20,7 +20,7 @@ ROUNDING_BITS = 8
 # Below every score divided by a time, so that positions without score come last.
 _LAST = 2.0**-80
 
-Worth = Literal["nothing", "scores", "gradient", "momentum"]
+Worth = Literal["nothing", "scores", "gradient", "momentum", "scores_and_gradient"]
 Keys = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -130,7 +130,8 @@ class Regrowth(NamedTuple):
 
     Attributes:
         keys: from the worth of positions.
-        worth: what it goes by: ``"nothing"``, link ``"scores"``, the ``"gradient"`` of the step or its ``"momentum"``.
+        worth: what it goes by: ``"nothing"``, link ``"scores"``, the ``"gradient"`` of the step, its ``"momentum"``,
+            or the product of ``"scores_and_gradient"``.
         shuffle: whether the worth is dealt out anew among the candidates before (a control).
         random: whether a random choice of the same turnover takes the place of the choice (a control).
         sampled: whether ``keys`` takes temperature and explored share.
@@ -149,6 +150,7 @@ REGROWTHS: dict[str, Regrowth] = {
     "momentum": Regrowth(largest_gradient, "momentum"),
     "highest_score": Regrowth(highest_score, "scores"),
     "sampled_by_score": Regrowth(sampled_by_score, "scores", sampled=True),
+    "score_times_gradient": Regrowth(highest_score, "scores_and_gradient"),
     "shuffled_scores": Regrowth(sampled_by_score, "scores", shuffle=True, sampled=True),
     "random_at_turnover": Regrowth(sampled_by_score, "scores", random=True, sampled=True),
 }

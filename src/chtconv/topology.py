@@ -302,8 +302,8 @@ class Topology:
         """Dense gradients are kept on the steps before an evolution, and on all steps where they are averaged."""
         evolves_next = self.schedule.evolves_at(self.step_count + 1)
         for layer in self._layers:
-            worth = layer.settings.method.worth
-            layer.capture(worth == "momentum" or (worth == "gradient" and evolves_next))
+            method = layer.settings.method
+            layer.capture(method.needs_dense_gradients and (evolves_next or method.worth == "momentum"))
 
     def _register_hooks(self) -> None:
         """The optimizers own the topology through their hooks; the model does not, see :class:`WeakHook`."""
