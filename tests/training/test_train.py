@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from chtconv.data import load_dataset
 from chtconv.models import build_model
-from chtconv.training import Config, TrainingDiverged, loop, train
+from chtconv.training import Config, OutOfTime, TrainingDiverged, loop, train
 from chtconv.training.device import seed_dropout
 from chtconv.training.run import prepare
 
@@ -241,3 +241,59 @@ def test_dropout_draws_anew_in_every_epoch_and_the_same_in_a_resumed_one() -> No
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(0), draw(1))
+
+
+def test_a_run_stops_in_time_and_goes_on(
+    tmp_path: Path, finished: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With epochs of a minute and a deadline in a minute and a half: the first is kept, the second not begun."""
+    config, now = tiny.replace(validation=100), [0.0]
+    monkeypatch.setattr(loop.time, "time", lambda: now[0])
+    original = loop._epoch
+
+    def an_epoch_of_a_minute(*arguments: Any) -> dict[str, Any]:
+        now[0] += 60.0
+        return original(*arguments) | {"seconds": 50.0, "evaluation_seconds": 10.0}
+
+    monkeypatch.setattr(loop, "_epoch", an_epoch_of_a_minute)
+    with pytest.raises(OutOfTime, match=r"no time for epoch 2 of 3; epoch 1 is kept in"):
+        train(config, tmp_path / "run", deadline=90.0)
+    assert now == [60.0]
+    train(config, tmp_path / "run", resume=True, deadline=60.0 + 121.0)
+    assert_same_bits(tmp_path / "run", finished)
+
+
+def test_no_epoch_is_begun_after_the_deadline(tmp_path: Path, tiny: Config) -> None:
+    with pytest.raises(OutOfTime, match="nothing was kept"):
+        train(tiny, tmp_path / "run", deadline=0.0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["dense", "rigl", "gmp"])
+def test_flops_are_those_of_the_layers(tmp_path: Path, tiny: Config, method: str) -> None:
+    """Counted from shapes, links and maps alone: 32x32 halved after 2, 4, 7, 10 convolutions."""
+    config = tiny.replace(method=method, sparsity=0.0 if method == "dense" else 0.8)
+    summary = train(config, tmp_path / "run")
+    weights, found = load_file(tmp_path / "run" / "model.safetensors"), summary["flops"]
+    convolutions = sorted(
+        (name for name in weights if weights[name].dim() == 4), key=lambda name: int(name.split(".")[1])
+    )
+    places = {name: 1 for name in weights if weights[name].dim() == 2}
+    places |= zip(convolutions, (size**2 for size in (32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2)), strict=True)
+    dense = {name: 2 * weights[name].numel() * number for name, number in places.items()}
+    now = {
+        name: 2 * summary["layers"].get(name, {"links": weights[name].numel()})["links"] * places[name]
+        for name in dense
+    }
+    images = 3 * summary["dataset"]["train"]
+    assert found["dense_inference"] == sum(dense.values())
+    assert found["inference"] == pytest.approx(sum(now.values()))
+    assert found["dense_training"] == pytest.approx(3 * images * sum(dense.values()))
+    if method == "dense":
+        assert found["training"] == found["dense_training"]
+    elif method == "rigl":
+        dense_steps = summary["evolutions"] / summary["steps"]
+        extra = dense_steps * (sum(dense.values()) - sum(now.values()))
+        assert found["training"] == pytest.approx(images * (3 * sum(now.values()) + extra))
+    else:  # dense at first, at its final sparsity in the end
+        assert 3 * images * sum(now.values()) < found["training"] < found["dense_training"]

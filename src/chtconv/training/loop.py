@@ -22,6 +22,10 @@ from chtconv.training.summary import summarise
 _READ_EVERY = {"cpu": 1, "cuda": 50}
 
 
+class OutOfTime(RuntimeError):  # noqa: N818 - an event, not a mistake in the program
+    """The next epoch would end too late; the run goes on from its last epoch when it is resumed."""
+
+
 def train(
     config: Config,
     out: Path | str,
@@ -29,6 +33,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Train the network that ``config`` describes, and write the run to the folder ``out``.
 
@@ -42,12 +47,14 @@ def train(
         resume: go on with the run in ``out``, which must have the same configuration.
         overwrite: replace the run in ``out``.
         progress: told about every step and epoch; nothing is shown by default.
+        deadline: an epoch that would end after this time, in seconds of :func:`time.time`, is not begun.
 
     Returns:
         The content of summary.json.
 
     Raises:
         ConfigurationError: naming what cannot be used; nothing has been written then.
+        OutOfTime: if an epoch would end after ``deadline``; those before it are kept.
         TrainingDiverged: if the loss is no finite number; the last whole epoch is kept.
         StorageError: if a file cannot be written; the last checkpoint is kept.
     """
@@ -62,9 +69,9 @@ def train(
             if resume and folder.has_checkpoint():
                 _restore(run, folder)
             try:
-                _epochs(run, folder, progress)
+                _epochs(run, folder, progress, deadline)
             except TrainingDiverged as error:
-                raise TrainingDiverged(f"{error}; {_kept(run, folder)}") from error
+                raise TrainingDiverged(f"{error}; {_kept(run, folder)}; a lower --lr may help") from error
             finally:
                 progress.close()
             summary = summarise(run)
@@ -81,10 +88,12 @@ def _restore(run: Run, folder: RunFolder) -> None:
     folder.save_tables(run.metrics, run.records)
 
 
-def _epochs(run: Run, folder: RunFolder, progress: Progress) -> None:
+def _epochs(run: Run, folder: RunFolder, progress: Progress, deadline: float | None) -> None:
     epochs = run.config.optimisation.epochs
     progress.start(epochs=epochs, steps_per_epoch=len(run.batches), done=run.epoch)
     while run.epoch < epochs:
+        if deadline is not None and time.time() + longest_epoch(run.metrics) > deadline:
+            raise OutOfTime(f"no time for epoch {run.epoch + 1} of {epochs}; {_kept(run, folder)}")
         row = _epoch(run, progress)
         run.metrics.append(row)
         run.epoch += 1
@@ -173,5 +182,14 @@ def _check(meter: Meter, epoch: int, steps: int) -> None:
 
 def _kept(run: Run, folder: RunFolder) -> str:
     if not folder.has_checkpoint():
-        return "no epoch was complete, so nothing was kept; a lower --lr may help"
-    return f"epoch {run.epoch} is kept in {folder.path}{os.sep}; a lower --lr may help"
+        return "no epoch was complete, so nothing was kept"
+    return f"epoch {run.epoch} is kept in {folder.path}{os.sep}"
+
+
+def longest_epoch(metrics: list[dict[str, Any]]) -> float:
+    """Seconds of the longest epoch so far, its evaluation included; 0 before the first.
+
+    >>> longest_epoch([{"seconds": 20.0, "evaluation_seconds": 2.0}, {"seconds": 19.0, "evaluation_seconds": 2.0}])
+    22.0
+    """
+    return max((row["seconds"] + row["evaluation_seconds"] for row in metrics), default=0.0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chtconv.data import Batches, Dataset, load_dataset
+from chtconv.flops import count_flops
 from chtconv.methods import method
 from chtconv.models import build_model
 from chtconv.sparse_compute.acceleration import Acceleration, accelerate
@@ -86,6 +87,28 @@ class Run:
         if self._acceleration:
             self._acceleration.load_state_dict(state["backend"])
         self.epoch, self.metrics, self.started = state["epoch"], state["metrics"], state["started"]
+
+    def flops(self) -> dict[str, float]:
+        """Floating point operations so far, those of the same network with all links beside them.
+
+        ``inference`` is for one image with the links of now, ``training`` for all images of all epochs; see
+        :mod:`chtconv.flops` for what counts.
+        """
+        # A plain copy of the network: what accelerates this one is no operation that torch could count.
+        plain, image = _model(self.config, self.dataset, torch.device("cpu")), self.dataset.train.images[:1]
+        stats = self.topology.stats()["layers"] if self.topology else {}
+        densities = {name: layer["density"] for name, layer in stats.items()}
+        counted = count_flops(plain, torch.zeros(image.shape), densities=densities)
+        steps = self.epoch * len(self.batches)
+        by_layer = {name: 3.0 * layer.dense * steps for name, layer in counted.layers.items()}
+        by_layer |= {name: layer["training_flops"] for name, layer in stats.items()}
+        images_a_step = len(self.dataset.train) / len(self.batches)
+        return {
+            "inference": counted.sparse,
+            "dense_inference": counted.dense,
+            "training": sum(by_layer.values()) * images_a_step,
+            "dense_training": counted.dense_step * steps * images_a_step,
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers under the model's own names."""

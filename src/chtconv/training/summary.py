@@ -11,9 +11,10 @@ from chtconv.training.run import Run
 def summarise(run: Run) -> dict[str, Any]:
     """The summary of a run whose epochs are all done.
 
-    ``test_accuracy``, the headline, is the last epoch's. Beside it stand the test accuracy of the epoch that was
-    best on the validation images (None without any), and the best test epoch, which flatters. Accuracies and
-    sparsities are fractions; the earliest epoch wins a tie.
+    ``test_accuracy``, the headline, is the last epoch's, and so is ``validation_accuracy`` (None without such images).
+    Beside them stand the test accuracy of the epoch that was best on the validation images, and the best test epoch,
+    which flatters. Accuracies and sparsities are fractions; the earliest epoch wins a tie. ``flops`` are those of
+    :meth:`chtconv.training.run.Run.flops`.
     """
     metrics, stats = run.metrics, run.topology.stats() if run.topology else None
     seconds = sum(row["seconds"] for row in metrics)
@@ -22,6 +23,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "sparsity": stats["sparsity"] if stats else 0.0,
         "sparsity_all_parameters": _overall_sparsity(run),
         "itop": stats["itop"] if stats else None,
+        "flops": run.flops(),
         "evolutions": run.topology.evolutions if run.topology else 0,
         "seconds": seconds,
         "evolution_seconds": sum(row["evolution_seconds"] for row in metrics),
@@ -87,6 +89,7 @@ def _accuracies(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "test_accuracy": last["test_accuracy"],
         "test_accuracy_epoch": last["epoch"],
+        "validation_accuracy": last["validation_accuracy"],
         "test_accuracy_at_best_validation": chosen and chosen["test_accuracy"],
         "best_validation_epoch": chosen and chosen["epoch"],
         "best_test_accuracy": best["test_accuracy"],
