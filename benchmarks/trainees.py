@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from common import seconds
-from resnet import resnet18
 from torch import Tensor, nn
 
 import chtconv
@@ -15,8 +14,7 @@ from chtconv.models import build_model
 
 NEVER = 10**9
 MODELS: dict[str, Callable[[float], nn.Module]] = {
-    "vgg16": lambda width: build_model("vgg16", 10, seed=0, width=width),
-    "resnet18": lambda width: resnet18(10, width),
+    name: lambda width, name=name: build_model(name, 10, seed=0, width=width) for name in ("vgg16", "resnet18")
 }
 BATCHES = {"vgg16": 128, "resnet18": 64}
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {

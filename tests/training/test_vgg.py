@@ -93,5 +93,5 @@ def test_convolutions_start_from_kaiming_normal_fan_out() -> None:
 
 
 def test_unknown_model_gives_the_nearest_match() -> None:
-    with pytest.raises(ConfigurationError, match="unknown model 'vgg19': did you mean 'vgg16'"):
-        build_model("vgg19", 10, seed=0)
+    with pytest.raises(ConfigurationError, match="unknown model 'vgg_16': did you mean 'vgg16'"):
+        build_model("vgg_16", 10, seed=0)

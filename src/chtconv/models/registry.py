@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from chtconv.errors import unknown
-from chtconv.models.vgg import vgg16
+from chtconv.models.resnet import resnet18, wrn22_2
+from chtconv.models.vgg import vgg16, vgg19
 from chtconv.randomness import derived_seed
 
 
@@ -16,7 +17,7 @@ class _Builder(Protocol):
     ) -> nn.Module: ...
 
 
-MODELS: Final[dict[str, _Builder]] = {"vgg16": vgg16}
+MODELS: Final[dict[str, _Builder]] = {"vgg16": vgg16, "vgg19": vgg19, "resnet18": resnet18, "wrn22_2": wrn22_2}
 
 
 def build_model(

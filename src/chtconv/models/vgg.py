@@ -10,6 +10,7 @@ from chtconv.errors import ConfigurationError
 
 _POOL: Final = 0
 _VGG16: Final = (64, 64, _POOL, 128, 128, _POOL, *(256,) * 3, _POOL, *(512,) * 3, _POOL, *(512,) * 3, _POOL)
+_VGG19: Final = (64, 64, _POOL, 128, 128, _POOL, *(256,) * 4, _POOL, *(512,) * 4, _POOL, *(512,) * 4, _POOL)
 _HEAD: Final = 4096
 
 
@@ -86,6 +87,23 @@ def vgg16(
     >>> network.features[0].weight.shape, network.classifier[-1].weight.shape
     (torch.Size([4, 3, 3, 3]), torch.Size([10, 256]))
     """
+    return _vgg(_VGG16, num_classes, width, head, dropout, in_channels)
+
+
+def vgg19(
+    num_classes: int, *, width: float = 1.0, head: int | None = None, dropout: float = 0.5, in_channels: int = 3
+) -> VGG:
+    """VGG19 with batch norm: 16 convolutions, else as :func:`vgg16`.
+
+    >>> sum(isinstance(module, nn.Conv2d) for module in vgg19(10, width=1 / 16).modules())
+    16
+    """
+    return _vgg(_VGG19, num_classes, width, head, dropout, in_channels)
+
+
+def _vgg(
+    channels: Sequence[int], num_classes: int, width: float, head: int | None, dropout: float, in_channels: int
+) -> VGG:
     if not (math.isfinite(width) and width > 0):
         raise ConfigurationError(f"width={width!r}: accepted is a finite number above 0.")
     if not 0 <= dropout < 1:
@@ -94,7 +112,7 @@ def vgg16(
     for name, value in (("num_classes", num_classes), ("head", neurons), ("in_channels", in_channels)):
         if value < 1:
             raise ConfigurationError(f"{name}={value!r}: accepted is at least 1.")
-    plan = [channels and _scaled(channels, width) for channels in _VGG16]
+    plan = [each and _scaled(each, width) for each in channels]
     return VGG(plan, num_classes, head=neurons, dropout=dropout, in_channels=in_channels)
 
 
