@@ -1,8 +1,8 @@
 """Which links come (paper, section 3.2.2): by what a position is worth, sampled by it, or at random.
 
 What a position is worth is its link score, the magnitude of the gradient that its weight would have, or their product.
-Every rule turns that into keys, and the positions with the largest keys regrow. Worth of 0, of which there can be much, comes
-after all that is positive and in random order.
+Every rule turns that into keys, and the positions with the largest keys regrow. Worth of 0, of which there can be
+much, comes after all that is positive and in random order.
 
 Shapes: R rows of N positions within which links compete: the kernels, or one row for the whole layer.
 """
