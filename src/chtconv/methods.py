@@ -97,7 +97,7 @@ class Method:
 
     @property
     def worth(self) -> str:
-        """What regrowth goes by: ``"nothing"``, ``"scores"``, ``"gradient"``, ``"momentum"``, ``"scores_and_gradient"``."""
+        """What regrowth goes by, see :class:`chtconv.regrowth.Regrowth`."""
         return REGROWTHS[self.regrowth].worth if self.regrowth else "nothing"
 
     @property

@@ -1,0 +1,1 @@
+"""Comparisons: a grid of runs, its statistics and tables."""

@@ -1,0 +1,241 @@
+"""A grid of runs: what they share, what varies, and the cells that come of it, each run once.
+
+What varies is the topology (method, predictor, graph, sparsity and every other option of the evolution) and the seed;
+data, network and optimisation are the same for all, so that the runs of one grid can be compared.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from chtconv.comparison.cell import Cell, variant_name, words
+from chtconv.errors import ConfigurationError, unknown
+from chtconv.methods import METHODS, method
+from chtconv.regrowth import REGROWTHS
+from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
+from chtconv.training.recipes import recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+AXES: Final = (*SECTIONS["topology"], "seed")
+PLURALS: Final = {
+    "methods": "method",
+    "predictors": "predictor",
+    "graphs": "graph",
+    "sparsities": "sparsity",
+    "seeds": "seed",
+}
+# Parts of a method: its own value is what it has without being named.
+_PARTS: Final = ("removal", "regrowth", "density", "initial_sparsity", "temperature", "explore", "early_stop")
+DEFAULT_AXES: Final[Mapping[str, tuple[Any, ...]]] = {
+    "method": (DENSE, "set", "rigl", "cht", "chts"),
+    "seed": (14, 15, 16),  # the paper's, appendix A
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Runs that differ in topology and seed only.
+
+    Attributes:
+        recipe: where all values come from that are not named here.
+        shared: values of the configuration that are the same in every run.
+        axes: for a value of the topology or the seed, all that it takes; every combination is a run.
+        variants: further topologies by the name they go by: values beside the shared ones. Each is combined with the
+            axes that it does not name itself. With variants and no axis of methods, they are all there is.
+
+    Raises:
+        ConfigurationError: for a value that cannot be used or an axis that is none, naming it.
+
+    >>> grid = Grid("cifar-short", axes={"method": ("dense", "set"), "sparsity": (0.9, 0.95), "seed": (14,)})
+    >>> [cell.name for cell in grid.cells()]
+    ['dense-seed14', 'set-0.9-seed14', 'set-0.95-seed14']
+    """
+
+    recipe: str
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.axes:
+            if name not in AXES:
+                raise ConfigurationError(
+                    f"{name} takes one value for all runs: what varies is the topology ({', '.join(AXES[:-1])}) and "
+                    "the seed, so that the runs can be compared. Another --out takes another value."
+                )
+        for name, values in self.axes.items():
+            if not values:
+                raise ConfigurationError(f"{name}: accepted is at least one value.")
+        self._cells  # noqa: B018 - what cannot be put together is refused at once
+
+    @property
+    def base(self) -> Config:
+        """What all runs share, with the recipe's values for what varies."""
+        return recipe(self.recipe).replace(**self.shared)
+
+    def cells(self) -> list[Cell]:
+        """The runs, seed by seed, so that each seed is a comparison of its own as soon as it is done.
+
+        Combinations that only differ in what their method does not use are one run: ``dense`` has no sparsity, SET no
+        predictor.
+
+        Raises:
+            ConfigurationError: if two different runs would go by one name.
+        """
+        return list(self._cells)
+
+    @cached_property
+    def _cells(self) -> tuple[Cell, ...]:
+        cells: dict[str, Cell] = {}
+        for cell in self._combinations():
+            known = cells.setdefault(cell.name, cell)
+            if known.config != cell.config:
+                differences = ", ".join(known.config.differences(cell.config))
+                raise ConfigurationError(f"two runs are called {cell.name!r} and differ in {differences}.")
+        seeds, sparsities = (list(self.axes.get(name, ())) for name in ("seed", "sparsity"))
+        order = sorted(cells.values(), key=lambda cell: (_place(cell.seed, seeds), _place(cell.sparsity, sparsities)))
+        return tuple(order)
+
+    def _combinations(self) -> Iterator[Cell]:
+        usual = recipe(self.recipe)
+        for variant, changes in ((None, {}), *self.variants.items()):
+            if variant is None and self.variants and "method" not in self.axes:
+                continue
+            # The seed varies slowest, the method fastest: at each sparsity, all methods side by side.
+            free = [name for name in self.axes if name not in changes and not (variant and name == "method")]
+            free.sort(key=lambda name: (name != "seed", name != "sparsity", name == "method"))
+            for values in itertools.product(*(self.axes[name] for name in free)):
+                chosen = dict(zip(free, values, strict=True))
+                config = self.base.replace(**changes, **chosen)
+                used = canonical(config, usual)
+                yield Cell(variant_name(used, usual) if variant is None else self._name(variant, config, chosen), used)
+
+    def _name(self, variant: str, config: Config, chosen: Mapping[str, Any]) -> str:
+        """A variant's own name, and what else is varied and makes a difference to it."""
+        plain = {"seed", "sparsity", *_unused(config)}
+        varied = [name for name in chosen if len(self.axes[name]) > 1 and name not in plain]
+        return ", ".join([variant, *(words(name, chosen[name]) for name in varied)])
+
+
+def _place(value: Any, values: list[Any]) -> int:
+    return values.index(value) if value in values else -1
+
+
+def canonical(config: Config, usual: Config) -> Config:
+    """The configuration with the ``usual`` value wherever its method takes no notice of one.
+
+    >>> usual = recipe("cifar-short")
+    >>> canonical(usual.replace(method="set", graph="layer", temperature=4.0), usual) == usual.replace(method="set")
+    True
+    """
+    unused = set(_unused(config))
+    values = {name: value for name, value in usual.to_dict().items() if name in unused}
+    if config.topology.method == DENSE:
+        values |= {"sparsity": 0.0, "backend": "auto"}
+    return config.replace(**values)
+
+
+def _unused(config: Config) -> Iterator[str]:
+    """The names of values of the topology that make no difference to a run."""
+    name = config.topology.method
+    if name == DENSE:
+        yield from (each for each in SECTIONS["topology"] if each != "method")
+        return
+    changed, plain = method(name, **config.topology.changes()), METHODS[name]
+    yield from (each for each in _PARTS if getattr(config.topology, each) == getattr(plain, each))
+    if not changed.uses_scores:
+        yield from ("predictor", "graph")
+    elif changed.predictor is not None:
+        yield "predictor"
+        if plain.predictor is not None:
+            yield "graph"  # controls count links, and look at no graph
+    if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
+        yield from ("temperature", "explore")
+    if not changed.evolves:
+        yield from ("zeta", "zeta_schedule", "evolutions_per_epoch", "stop_fraction", "early_stop", "prune_dead")
+    if config.topology.allocation == ("layer" if changed.moves_links else "kernel"):
+        yield "allocation"  # what it is without being named
+    if changed.density == "constant":
+        yield "initial_sparsity"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Raises:
+        ConfigurationError: if it cannot be read, naming the place.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"cannot read the grid {path}: {error}") from error
+
+
+def grid_from(table: Mapping[str, Any], **values: Any) -> Grid:
+    """The grid that a table of names and values describes, as a TOML file or the command line gives it.
+
+    Names are those of the configuration, with hyphens or underscores; ``methods``, ``predictors``, ``graphs``,
+    ``sparsities`` and ``seeds`` are accepted too. A list is an axis. ``recipe`` names a recipe ("quick" by default),
+    and ``variants`` is a list of tables, each with a ``name``.
+
+    Args:
+        table: names and values.
+        values: further values by the names of the configuration, which go before those of the table.
+
+    Raises:
+        ConfigurationError: for an unknown name, with the nearest match, or a value that cannot be used.
+
+    >>> grid_from({"methods": ["set", "chts"], "sparsity": 0.9, "seeds": [14], "epochs": 2}).shared
+    {'epochs': 2, 'sparsity': 0.9}
+    """
+    named = {PLURALS.get(key.replace("-", "_"), key.replace("-", "_")): value for key, value in table.items()}
+    if len(named) < len(table):
+        raise ConfigurationError(f"{', '.join(table)}: the same value is named twice.")
+    named |= values
+    chosen, variants = named.pop("recipe", "quick"), named.pop("variants", [])
+    for name in named:
+        _check_name(name)
+    tables = _variants(variants)
+    usual = {name: values for name, values in DEFAULT_AXES.items() if name == "seed" or not tables}
+    for name, value in named.items():
+        if isinstance(value, list | tuple) and any(isinstance(each, list | tuple | dict) for each in value):
+            raise ConfigurationError(f"{name}={value!r}: accepted are single values.")
+    several = {name: value if isinstance(value, list | tuple) else [value] for name, value in named.items()}
+    axes = usual | {
+        name: tuple(dict.fromkeys(value))
+        for name, value in several.items()
+        if name in DEFAULT_AXES or isinstance(named[name], list | tuple)
+    }
+    return Grid(chosen, {name: value for name, value in named.items() if name not in axes}, axes, tables)
+
+
+def _check_name(name: str) -> None:
+    if name not in SETTINGS:
+        raise unknown("value of a grid", name, (*SETTINGS, *PLURALS, "recipe", "variants"))
+
+
+def _variants(tables: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) and table.get("name") for table in tables):
+        raise ConfigurationError("variants: accepted is a list of tables, each with a name and values of the topology.")
+    found: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        changes = {key.replace("-", "_"): value for key, value in table.items() if key != "name"}
+        for name in changes:
+            if name not in SECTIONS["topology"]:
+                _check_name(name)
+                raise ConfigurationError(
+                    f"variant {table['name']!r}: {name} is the same for all runs of a grid; accepted are "
+                    f"{', '.join(SECTIONS['topology'])}."
+                )
+        if table["name"] in found:
+            raise ConfigurationError(f"two variants are called {table['name']!r}.")
+        found[table["name"]] = changes
+    return found

@@ -1,0 +1,156 @@
+"""The result of a run in one line of JSON, what such files hold, and which lines are of the same run."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from chtconv.comparison.cell import METHOD_NAMES
+from chtconv.comparison.grid import canonical
+from chtconv.errors import ConfigurationError
+from chtconv.training.config import Config
+
+# Where a run is computed, and with which kernels: that changes how it is rounded, and not what is tried. So does
+# precision, but enough to be something that one tries.
+PLACEMENT: Final = ("device", "threads", "backend")
+
+_USUAL: Final = Config()
+
+
+def result_line(
+    summary: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
+    variant: str,
+) -> dict[str, Any]:
+    """The line of a complete run.
+
+    Args:
+        summary: the content of its summary.json.
+        metrics: the rows of its metrics.jsonl, one an epoch.
+        records: the rows of its evolution.jsonl; none for a dense or static run.
+        variant: how people call it, such as ``"CHTs, layer graph"``.
+
+    Returns:
+        The summary without its table of layers and without the folder that the data set was in, and
+
+        * ``variant``;
+        * ``validation_accuracy``: of the last epoch, a fraction; None where no images were held out;
+        * ``evolution``: ``turnover``, the share of removed links that were not chosen again at once, over the whole
+          run; ``empty_slices`` and ``zero_scores``, means over layers at the last evolution; None where unknown;
+        * ``curve``: ``test_accuracy`` and ``validation_accuracy``, a fraction an epoch; the second is empty where
+          no images were held out.
+    """
+    dataset = dict(summary["dataset"])
+    dataset["name"] = _last_component(dataset["name"])
+    kept = {key: value for key, value in summary.items() if key != "layers"}
+    # Summaries of older runs do not say it.
+    last = {"validation_accuracy": metrics[-1].get("validation_accuracy") if metrics else None}
+    return (
+        last
+        | kept
+        | {
+            "variant": variant,
+            "dataset": dataset,
+            "config": dict(summary["config"]) | {"dataset": dataset["name"]},
+            "evolution": _evolution(records),
+            "curve": {key: _known(metrics, key) for key in ("test_accuracy", "validation_accuracy")},
+        }
+    )
+
+
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The lines of a results file, oldest first; none where there is no file.
+
+    Raises:
+        ConfigurationError: naming the file and the line that is no JSON object.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = []
+    try:
+        for number, text in enumerate(path.read_text().splitlines(), 1):
+            if text.strip():
+                lines.append(_parsed(text, f"{path}, line {number}"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read {path}: {error}") from error
+    return lines
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run the run that it is: its configuration without what cannot change what is tried.
+
+    The data set goes by the last part of its name, device, threads and backend are left out, and what the method takes
+    no notice of has its usual value. Values that an older line lacks have their usual values too.
+
+    Raises:
+        ConfigurationError: for a name or value that no configuration has.
+
+    >>> identity({"dataset": "uoft-cs/cifar10", "method": "set", "threads": 2})["dataset"]
+    'cifar10'
+    """
+    return dict(_identity(json.dumps(dict(config), sort_keys=True)))
+
+
+def same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two configurations are of the same run, wherever its data set lay and it was computed.
+
+    >>> same_run({"seed": 14, "device": "cuda"}, {"seed": 14, "device": "cpu"})
+    True
+    >>> same_run({"seed": 14, "precision": "bf16"}, {"seed": 14, "precision": "float32"})
+    False
+    """
+    return identity(a) == identity(b)
+
+
+def distinct(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines without those of runs that a later line is of too."""
+    latest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for line in lines:
+        latest[tuple(identity(line["config"]).values())] = line
+    return list(latest.values())
+
+
+def variant_of(line: Mapping[str, Any]) -> str:
+    """How people call the variant of a line; older lines have no name but that of their method."""
+    method = line["config"]["method"]
+    # A name lies in one line of a table, whatever spaces it has.
+    return " ".join(str(line.get("variant") or METHOD_NAMES.get(method, method)).split())
+
+
+@lru_cache(maxsize=4096)
+def _identity(config: str) -> dict[str, Any]:
+    values = canonical(Config.from_dict(json.loads(config)), _USUAL).to_dict()
+    values["dataset"] = _last_component(values["dataset"])
+    return {name: value for name, value in values.items() if name not in PLACEMENT}
+
+
+def _last_component(dataset: str) -> str:
+    return Path(dataset).name or dataset
+
+
+def _evolution(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    removed, new = (sum(record[key] for record in records) for key in ("removed", "new"))
+    last = [record for record in records if record["evolution"] == records[-1]["evolution"]]
+    means = {key: _mean(_known(last, key)) for key in ("empty_slices", "zero_scores")}
+    return {"turnover": new / removed if removed else None} | means
+
+
+def _known(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _parsed(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{place} is no JSON: {error}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+        raise ConfigurationError(f"{place} is no result of a run: accepted is an object with its config.")
+    return value

@@ -1,0 +1,111 @@
+"""One grid in one folder: which of its runs are missing, training them, and what came of it all."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from chtconv.comparison.board import Board, label
+from chtconv.comparison.cell import Cell
+from chtconv.comparison.folder import RESULTS, ComparisonFolder
+from chtconv.comparison.grid import Grid
+from chtconv.comparison.live import view_on
+from chtconv.comparison.outcome import Outcome
+from chtconv.comparison.result import read_lines, same_run
+from chtconv.comparison.runner import run_cells
+
+
+class Study:
+    """The runs of a grid.
+
+    Args:
+        path: folder of the comparison, which need not exist yet.
+        grid: its runs.
+        results: file with a line a run, in which runs may be that were made elsewhere; None is the folder's own.
+
+    Raises:
+        ConfigurationError: if the folder holds runs of another grid, or the results cannot be read.
+    """
+
+    def __init__(self, path: Path, grid: Grid, results: Path | str | None = None) -> None:
+        self.folder: Final = ComparisonFolder(path)
+        self.grid: Final = grid
+        self.cells: Final = grid.cells()
+        self._results = Path(results) if results else path / RESULTS
+        self._outcomes: dict[str, Outcome] = {}
+        self.folder.check(grid)
+        self._elsewhere = self._known_elsewhere()
+
+    def _known_elsewhere(self) -> set[str]:
+        """Cells that have a line in the results and no complete run in the folder."""
+        known = [line["config"] for line in read_lines(self._results)]
+        return {
+            cell.name
+            for cell in self.cells
+            if not self.folder.run_folder(cell.name).is_complete()
+            and any(same_run(config, cell.config.to_dict()) for config in known)
+        }
+
+    def missing(self) -> list[Cell]:
+        """The cells that are still to be trained, or trained to their end."""
+        return [
+            cell
+            for cell in self.cells
+            if cell.name not in self._elsewhere and not self.folder.run_folder(cell.name).is_complete()
+        ]
+
+    def listed(self) -> Iterator[str]:
+        """A line a cell: how far it is, and where it lies."""
+        for cell in self.cells:
+            epochs = cell.config.optimisation.epochs
+            state: str = "done" if cell.name in self._elsewhere else self.folder.state(cell.name)
+            reason = f": {self.folder.failure(cell.name)}" if state == "failed" else ""
+            yield f"{state:<8} {self.folder.epochs(cell.name):>4}/{epochs:<4} {self.folder.path / cell.name}{reason}"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder, so that no other process trains its cells."""
+        with self.folder.opened(self.grid):
+            yield
+
+    def run(self, engine: Executor, *, deadline: float | None, threads: int | None, stream: TextIO) -> None:
+        """Train what is missing; the folder must be open. Failures and results are kept in the folder.
+
+        Args:
+            engine: what runs the cells.
+            deadline: seconds of :func:`time.time` at which it must be over.
+            threads: CPU threads a run; None for torch's own number.
+            stream: where progress is shown.
+        """
+        missing = self.missing()
+        done = len(self.cells) - len(missing)
+        print(f"{self.folder.path}: {len(self.cells)} runs, {done} done, {len(missing)} to do", file=stream)
+        if not missing:
+            return
+        board = Board([cell for cell in self.cells if cell.name not in self._elsewhere], self.folder.path)
+        try:
+            with view_on(stream, board) as view:
+                self._outcomes = run_cells(missing, self.folder.path, engine, view, deadline=deadline, threads=threads)
+        finally:
+            self.lines()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The result lines of the runs that are done; those that are new go into the results file."""
+        return self.folder.collect(self.cells, self._results)
+
+    def ending(self) -> tuple[str, int]:
+        """What is to be said at the end, and the exit code: 0 complete, 1 with failures, 3 out of time."""
+        missing = self.missing()
+        failed = [cell for cell in missing if self._state(cell) == "failed"]
+        words = [f"{self.folder.path}: {len(self.cells) - len(missing)} of {len(self.cells)} runs are done"]
+        words += [f"  {label(cell)} failed: {self._outcomes[cell.name].reason}" for cell in failed]
+        stopped = len(missing) - len(failed)
+        if stopped:
+            words.append(f"  {stopped} stopped in time; the same command goes on with what is missing")
+        elif failed:
+            words.append("  the same command tries what failed again")
+        return "\n".join(words), 1 if failed else 3 if stopped else 0
+
+    def _state(self, cell: Cell) -> str:
+        return self._outcomes[cell.name].state if cell.name in self._outcomes else "stopped"

@@ -1,0 +1,133 @@
+"""From result lines to tables: what can be compared stands in one, with the differences that matter."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from chtconv.comparison.paper import TITLES
+from chtconv.comparison.rows import SHARED, Metric, Row, natural, rows, words
+from chtconv.comparison.statistics import Paired, holm, paired
+from chtconv.methods import METHODS
+
+# What variants are compared with. GraNet changes its density: it is a baseline of those that do so alike.
+BASELINES: Final = ("set", "rigl", "granet")
+_IN_TITLE: Final = ("dataset", "model", "width", "epochs", "validation")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant beside a baseline, paired by seed.
+
+    Attributes:
+        variant: how people call it.
+        baseline: what its accuracy is compared with.
+        sparsity: of both.
+        paired: variant minus baseline, in points of accuracy.
+        holm: p adjusted for all comparisons of the same metric in the same call; None where there is no p.
+    """
+
+    variant: str
+    baseline: str
+    sparsity: float
+    paired: Paired
+    holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Runs that differ in topology and seed only.
+
+    Attributes:
+        dataset: the last part of its name.
+        metric: ``"test"``, or ``"validation"`` where images were held out.
+        title: data set, network and epochs, and what else tells it from other tables.
+        rows: the variants, dense first, then by sparsity.
+        comparisons: every variant with the baselines of its sparsity.
+    """
+
+    dataset: str
+    metric: Metric
+    title: str
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def tables(lines: Iterable[Mapping[str, Any]]) -> list[Table]:
+    """The tables of these result lines; test and validation accuracies, data sets and recipes never mix.
+
+    Every p value is adjusted (Holm) for all comparisons of its metric in ``lines``: those of all data sets, recipes
+    and sparsities are one family. Baselines are the plain SET and RigL of the same sparsity. A variant whose density
+    changes during training is compared only with SET, RigL or GraNet of the same schedule, since the others train with
+    other FLOPs.
+
+    Raises:
+        ConfigurationError: for a line with images held out that lacks its accuracy on them.
+    """
+    blocks: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows(lines):
+        blocks.setdefault(tuple(row.config[name] for name in SHARED), []).append(row)
+    found = [_table(block, list(blocks.values())) for block in blocks.values()]
+    found.sort(key=lambda table: (natural(table.dataset), table.metric, natural(table.title)))
+    return _adjusted(found)
+
+
+def comparisons(block: Sequence[Row]) -> Iterator[Comparison]:
+    """Every row beside the baselines of its sparsity, p values not yet adjusted; baselines beside earlier ones only.
+
+    Args:
+        block: the rows of one table in the order of :func:`chtconv.comparison.rows.rows`.
+    """
+    for row in block:
+        for method in BASELINES:
+            baseline = _baseline(row, method, block)
+            # Each pair of baselines once: SET beside RigL is RigL beside SET.
+            if baseline is None or (row is _baseline(row, row.method, block) and _rank(row) <= _rank(baseline)):
+                continue
+            found = paired(row.accuracies, baseline.accuracies)
+            yield Comparison(row.variant, baseline.variant, row.sparsity, found)
+
+
+def _baseline(row: Row, method: str, block: Sequence[Row]) -> Row | None:
+    """The first variant of a method, the plain one where there is one, of the row's sparsity and density schedule."""
+    near = (each for each in block if each.sparsity == row.sparsity and _schedule(each) == _schedule(row))
+    return next((each for each in near if each.method == method), None)
+
+
+def _rank(row: Row) -> int:
+    return BASELINES.index(row.method) if row.method in BASELINES else len(BASELINES)
+
+
+def _schedule(row: Row) -> tuple[str, float | None]:
+    """How the number of links changes during training, and the sparsity that it starts from."""
+    known = METHODS.get(row.method)
+    density = row.config["density"] or (known.density if known else "constant")
+    if density == "constant":
+        return density, None
+    initial = row.config["initial_sparsity"]
+    return density, known.initial_sparsity if initial is None and known else initial
+
+
+def _table(block: Sequence[Row], blocks: Sequence[Sequence[Row]]) -> Table:
+    config, metric = block[0].config, block[0].metric
+    dataset = config["dataset"]
+    others = [each[0].config for each in blocks if (each[0].config["dataset"], each[0].metric) == (dataset, metric)]
+    names = [name for name in SHARED if name not in _IN_TITLE and any(one[name] != config[name] for one in others)]
+    title = f"{TITLES.get(dataset, dataset)}, {config['model']} at width {config['width']:g}, {config['epochs']} epochs"
+    if config["validation"]:
+        title += f", {config['validation']:,} images held out"
+    apart = words({name: config[name] for name in names})
+    return Table(dataset, metric, f"{title}, {apart}" if apart else title, tuple(block), tuple(comparisons(block)))
+
+
+def _adjusted(found: Sequence[Table]) -> list[Table]:
+    adjusted = {
+        metric: iter(holm([each.paired.p for table in found if table.metric == metric for each in table.comparisons]))
+        for metric in ("test", "validation")
+    }
+    return [
+        replace(
+            table,
+            comparisons=tuple(replace(each, holm=next(adjusted[table.metric])) for each in table.comparisons),
+        )
+        for table in found
+    ]

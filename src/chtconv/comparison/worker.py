@@ -1,0 +1,64 @@
+"""The process that trains one cell: a line of JSON in, a line of JSON out.
+
+A process a cell, because a crash, a kill or an exhausted memory then ends one cell and no other, and because each has
+its own number of threads and its own deterministic algorithms.
+"""
+
+import os
+import sys
+import threading
+import traceback
+
+import torch
+
+from chtconv.comparison.outcome import Outcome, Task
+from chtconv.errors import ConfigurationError
+from chtconv.training import Config, OutOfTime, RunFolder, StorageError, TrainingDiverged, train
+
+
+def main() -> int:
+    """Read a task from standard input, train its cell, and write the outcome to standard output."""
+    line = sys.stdin.readline()
+    if not line:
+        return 1
+    answer = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else prints must not spoil the answer
+    threading.Thread(target=_leave_with_the_parent, daemon=True).start()
+    outcome = train_cell(Task.from_line(line))
+    os.write(answer, outcome.to_line().encode())
+    return 0
+
+
+def train_cell(task: Task) -> Outcome:
+    """Train a cell from its last whole epoch, if it has one, and say what became of it."""
+    try:
+        if task.threads is not None:
+            torch.set_num_threads(task.threads)
+        resume = RunFolder(task.out).holds_run()
+        train(Config.from_dict(task.config), task.out, resume=resume, deadline=task.deadline)
+    except OutOfTime as error:
+        return Outcome("stopped", str(error))
+    except (ConfigurationError, TrainingDiverged, StorageError) as error:
+        return Outcome("failed", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome("failed", _reason(error))
+    return Outcome("done")
+
+
+def _leave_with_the_parent() -> None:
+    # The system closes the pipe of a parent that dies, however it dies; every file is whole or absent at any moment.
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+def _reason(error: Exception) -> str:
+    # torch raises a plain RuntimeError where the memory of the CPU does not suffice.
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+        return "the memory does not suffice: fewer cells at a time, a smaller network or batch need less"
+    return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""``chtconv report``: a folder of runs as one HTML page."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+from chtconv.errors import ConfigurationError
+from chtconv.training.files import write_atomically
+
+OPTIONS: Final = ("out",)
+_SUFFIXES: Final = (".html", ".htm")
+
+
+def add_command(commands: Any) -> None:
+    """Adds ``report`` to the commands of the command line."""
+    command = commands.add_parser(
+        "report",
+        help="write a comparison as one HTML page",
+        description="Write what is in a folder of runs as one HTML page: tables, curves, where links went, time spent. "
+        "The page needs no network and no other file. Runs that are not complete are listed with the reason. Needs "
+        "chtconv[compare].",
+        allow_abbrev=False,
+    )
+    command.add_argument("folder", metavar="DIR", help="what chtconv compare, table1 or train wrote")
+    command.add_argument("--out", metavar="FILE", help="the page (DIR.html)")
+
+
+def report_command(options: argparse.Namespace) -> int:
+    """Runs ``chtconv report``: writes the page, and says where.
+
+    Raises:
+        ConfigurationError: no run in the folder, another kind of file than HTML, or a package that is missing.
+        StorageError: the page cannot be written.
+    """
+    folder = Path(options.folder)
+    out = Path(options.out) if options.out else folder.resolve().parent / f"{folder.resolve().name}.html"
+    if out.suffix.lower() not in _SUFFIXES:
+        raise ConfigurationError(f"--out {str(out)!r}: accepted is a file that ends in {' or '.join(_SUFFIXES)}.")
+    # Only here: the page needs packages that the rest of the command line does without.
+    from chtconv.report.page import page
+    from chtconv.report.reading import read
+
+    write_atomically(out, page(read(folder)).encode())
+    print(f"page: {out}")
+    return 0

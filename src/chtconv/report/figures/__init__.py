@@ -1,0 +1,1 @@
+"""The page's figures, a file a kind."""

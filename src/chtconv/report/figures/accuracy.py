@@ -1,0 +1,147 @@
+"""Accuracy: over epochs, of every run, and against sparsity."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from chtconv.report.figures.lines import band, group_means, whole_numbers
+from chtconv.report.figures.picture import Panel, Picture, draw, listed, panels, percent, short
+from chtconv.report.figures.style import GREY, HEIGHT, styles
+from chtconv.report.run import Comparison, Group, number
+from chtconv.report.series import Values, curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES: Final = {"test_accuracy": "test accuracy", "validation_accuracy": "accuracy on held-out images"}
+# Share of an accuracy curve that may lie below the axis: the first epochs are near chance, and say nothing.
+_HIDDEN: Final = 0.12
+
+
+def curves(comparison: Comparison, key: str) -> list[Picture]:
+    """Accuracy over epochs, a picture a panel."""
+    found = [_curve(panel, comparison.measure) for panel in panels(comparison, f"{key}curve")]
+    return [picture for picture in found if picture]
+
+
+def _curve(panel: Panel, measure: str) -> Picture | None:
+    name = NAMES[measure]
+    means = group_means(panel, lambda run: curve(run, measure))
+    unfinished = [(group, run) for group in panel.groups for run in group.runs if run.state != "done" and run.metrics]
+    if not means and not unfinished:
+        return None
+
+    def paint(axes: "Axes") -> None:
+        for variant, mean in means.items():
+            band(axes, panel, variant, mean, scale=100)
+        labelled = set(means)
+        for group, run in unfinished:
+            x, y = curve(run, measure)
+            style = panel.styles[group.variant]
+            label = None if group.variant in labelled else short(f"{group.variant}, not complete")
+            labelled.add(group.variant)
+            axes.plot(x, 100 * y, color=style.color, linestyle=style.dashes, linewidth=0.6, label=label)
+        whole_numbers(axes)
+        _begin_late(axes, [100 * mean.mean for mean in means.values()])
+
+    last = {variant: 100 * mean.mean[-1] for variant, mean in means.items()}
+    thin = "; thin lines are runs that are not complete, which the means leave out" if unfinished else ""
+    return Picture(
+        draw(panel.key, paint, title=f"{name.capitalize()}, {panel.title}", x="epoch", y=f"{name}, %"),
+        f"Line chart: {name} over epochs at {panel.title}. "
+        + (f"After the last epoch: {listed(last, '%')}." if last else "No run is complete."),
+        f"{name.capitalize()} after each epoch at {panel.title}: higher is better, lines are means over seeds, bands "
+        f"one standard error to either side, the first epochs may lie below the axis{thin}.",
+    )
+
+
+def _begin_late(axes: "Axes", means: Sequence[Values]) -> None:
+    values = np.concatenate(means) if means else np.array([])
+    values = values[np.isfinite(values)]
+    if len(values) > 20:
+        low, high = np.quantile(values, _HIDDEN), float(values.max())
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], low - 0.1 * (high - low)))
+
+
+def seeds(comparison: Comparison, key: str) -> list[Picture]:
+    """The last accuracy of every run beside the mean of its group, a picture a panel."""
+    found = [_seeds(panel, comparison.measure) for panel in panels(comparison, f"{key}seed")]
+    return [picture for picture in found if picture]
+
+
+def _seeds(panel: Panel, measure: str) -> Picture | None:
+    values = {group.variant: last_accuracies(group, measure) for group in panel.groups}
+    values = {variant: found for variant, found in values.items() if len(found)}
+    if not values:
+        return None
+    name = NAMES[measure]
+
+    def paint(axes: "Axes") -> None:
+        for index, (variant, found) in enumerate(values.items()):
+            style = panel.styles[variant]
+            axes.plot(found, np.full(len(found), index), style.marker, color=style.color, markerfacecolor="none")
+            axes.plot([found.mean()] * 2, [index - 0.32, index + 0.32], color=style.color, linewidth=2)
+        axes.set_yticks(range(len(values)), [short(variant, 28) for variant in values])
+        axes.set_ylim(len(values) - 0.5, -0.5)
+
+    means = {variant: float(found.mean()) for variant, found in values.items()}
+    height = 0.95 + 0.26 * len(values)
+    return Picture(
+        draw(panel.key, paint, title=f"Every run, {panel.title}", x=f"{name}, %", y="", height=height, legend=False),
+        f"Dot plot: {name} of every run at {panel.title}. Means: {listed(means, '%')}.",
+        f"{name.capitalize()} of every complete run after its last epoch at {panel.title}: a mark is a seed, the "
+        "upright line the mean of its row.",
+    )
+
+
+def last_accuracies(group: Group, measure: str) -> Values:
+    """The accuracy of each complete run after its last epoch, in percent."""
+    found = [number(run.metrics[-1], measure) if run.metrics else number(run.summary, measure) for run in group.done]
+    return np.array([100 * value for value in found if value is not None])
+
+
+def against_sparsity(comparison: Comparison, key: str) -> list[Picture]:
+    """Mean accuracy at each sparsity, with error bars; nothing where there is one sparsity only."""
+    measure, name, look = comparison.measure, NAMES[comparison.measure], styles(comparison.variants)
+    points = {(group.variant, group.sparsity): last_accuracies(group, measure) for group in comparison.groups}
+    points = {place: found for place, found in points.items() if len(found)}
+    sparsities = sorted({sparsity for _, sparsity in points if sparsity})
+    if len(sparsities) < 2:
+        return []
+    variants = [variant for variant in comparison.variants if any((variant, s) in points for s in sparsities)]
+
+    def paint(axes: "Axes") -> None:
+        _dense_line(axes, [found for (_, sparsity), found in points.items() if not sparsity])
+        for index, variant in enumerate(variants):
+            here = [(place, points[variant, s]) for place, s in enumerate(sparsities) if (variant, s) in points]
+            # Beside each other, so that bars of equal accuracy do not hide each other.
+            shift = 0.36 * ((index + 0.5) / len(variants) - 0.5)
+            x, y = [place + shift for place, _ in here], [found.mean() for _, found in here]
+            errors = [found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0 for _, found in here]
+            axes.errorbar(x, y, errors, **look[variant].line, capsize=2.5, linewidth=1, label=short(variant))
+        axes.set_xticks(range(len(sparsities)), [percent(sparsity) for sparsity in sparsities])
+        axes.set_xlim(-0.5, len(sparsities) - 0.5)
+
+    means = {f"{variant} at {percent(s)}": float(found.mean()) for (variant, s), found in points.items()}
+    return [
+        Picture(
+            draw(
+                f"{key}sparsity",
+                paint,
+                title=f"{name.capitalize()} against sparsity",
+                x="sparsity",
+                y=f"{name}, %",
+                height=HEIGHT + 0.2,
+            ),
+            f"Points with error bars: {name} against sparsity. {listed(means, '%')}.",
+            f"Mean {name} after the last epoch against sparsity: bars are one standard error of the mean over seeds, "
+            "and points of one sparsity stand side by side.",
+        )
+    ]
+
+
+def _dense_line(axes: "Axes", dense: Sequence[Values]) -> None:
+    if dense:
+        mean = float(np.concatenate(dense).mean())
+        axes.axhline(mean, color=GREY, linewidth=3, alpha=0.45, zorder=1, label="dense network")

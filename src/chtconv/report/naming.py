@@ -1,0 +1,74 @@
+"""Which runs of a folder are compared with which, and how they are called, where nobody wrote it down."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Any
+
+from chtconv.comparison.cell import METHOD_NAMES
+from chtconv.report.run import Comparison, Run
+from chtconv.training.config import DENSE, SECTIONS
+
+_SHARED = [name for section in ("data", "network", "optimisation") for name in SECTIONS[section]]
+_VARYING = [name for name in SECTIONS["topology"] if name not in ("method", "sparsity")]
+
+
+def comparisons_of(runs: Sequence[Run], *, together: bool = False) -> list[Comparison]:
+    """Runs by what they share: data, network and optimisation; each named after the values in which it differs.
+
+    Args:
+        runs: those without a variant get a name.
+        together: they are one comparison, whatever they share.
+    """
+    named = _with_variants(runs)
+    if together:
+        return [Comparison("", named)] if named else []
+    groups: dict[Hashable, list[Run]] = {}
+    for run in named:
+        groups.setdefault(tuple(_value(run, name) for name in _SHARED), []).append(run)
+    known = [key for key, members in groups.items() if members[0].config]
+    differing = [name for index, name in enumerate(_SHARED) if len({key[index] for key in known}) > 1]  # type: ignore[index]
+    return [Comparison(_title(members[0], differing), members) for members in groups.values()]
+
+
+def dataset_name(run: Run) -> str:
+    """The last component of the data set's name: a path says where it lay, which is nobody's business."""
+    return PurePath(str(run.config.get("dataset", ""))).name
+
+
+def _title(run: Run, differing: Sequence[str]) -> str:
+    if not run.config:
+        return "runs of unknown configuration"
+    parts = [dataset_name(run), str(run.config.get("model", ""))]
+    parts += [
+        f"{name.replace('_', ' ')} {run.config.get(name)}" for name in differing if name not in ("dataset", "model")
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _with_variants(runs: Sequence[Run]) -> list[Run]:
+    return [run if run.variant else replace(run, variant=_variant(run, runs)) for run in runs]
+
+
+def _variant(run: Run, runs: Iterable[Run]) -> str:
+    """The method, and those values of the topology in which runs of that method differ."""
+    if not run.method:
+        return ""
+    name = METHOD_NAMES.get(run.method, run.method)
+    if run.method == DENSE:
+        return name
+    same = [other for other in runs if other.method == run.method]
+    differing = [each for each in _VARYING if len({_value(other, each) for other in same}) > 1]
+    return ", ".join([name, *(_words(each, run.config.get(each)) for each in differing)])
+
+
+def _words(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name.replace("_", " ") if value else f"no {name.replace('_', ' ')}"
+    return f"{value} graph" if name == "graph" else f"{name.replace('_', ' ')} {value}"
+
+
+def _value(run: Run, name: str) -> Hashable:
+    """A value of the configuration that can be compared, whatever somebody put there."""
+    value = run.config.get(name)
+    return dataset_name(run) if name == "dataset" else repr(value)

@@ -1,0 +1,82 @@
+"""The tables of the page: those of a comparison's statistics, and the list of its runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chtconv.comparison.result import identity, result_line
+from chtconv.comparison.sheets import LEGEND, sheets
+from chtconv.comparison.table import tables
+from chtconv.errors import ConfigurationError
+from chtconv.report.facts import STATES
+from chtconv.report.figures.picture import percent
+from chtconv.report.run import Comparison, Run, number
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table of the page.
+
+    Attributes:
+        title: its caption.
+        header: a name a column.
+        rows: a text a column.
+        labels: how many columns at the left name the row; the others hold numbers.
+        legend: what columns mean, by their names.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    labels: int = 1
+    legend: Sequence[tuple[str, str]] = ()
+
+    @property
+    def row_header(self) -> int:
+        """The column that names a row: the second one where the first only groups them by sparsity."""
+        return 1 if self.header[0] == "sparsity" else 0
+
+
+def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[str]]:
+    """The tables of all complete runs, p values adjusted over all of them, and what was left out and why."""
+    lines, problems = [], []
+    for run in (run for comparison in comparisons for run in comparison.done):
+        try:
+            line = result_line(run.summary, run.metrics, run.records, run.variant)
+            identity(line["config"])
+            tables([line])
+        except (ConfigurationError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            problems.append(f"{run.name} is left out of the tables: {type(error).__name__}: {error}")
+        else:
+            lines.append(line)
+    found = sheets(tables(lines)) if lines else []
+    return [
+        PageTable(sheet.title, sheet.header, sheet.rows, sheet.labels, _meanings(sheet.header)) for sheet in found
+    ], problems
+
+
+def _meanings(header: Sequence[str]) -> list[tuple[str, str]]:
+    names = [name.rpartition(", ")[2] for name in header]
+    return [(name, meaning) for name, meaning in LEGEND.items() if name in names]
+
+
+def run_list(comparison: Comparison) -> PageTable:
+    """Every run with its state, the reason where it is not done, and what came out."""
+    header = ("run", "variant", "state", "sparsity", "seed", "epochs", "test accuracy, %", "minutes")
+    ordered = sorted(
+        comparison.runs, key=lambda run: (run.state == "done", run.sparsity or 0, run.variant, run.seed or 0)
+    )
+    return PageTable("All runs; those that are not done first", header, [_row(run) for run in ordered], labels=3)
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    accuracy, seconds = number(run.summary, "test_accuracy"), number(run.summary, "seconds")
+    return (
+        run.name,
+        run.variant,
+        STATES[run.state] + (f": {run.reason}" if run.reason else ""),
+        "" if run.sparsity is None else percent(run.sparsity),
+        "" if run.seed is None else str(run.seed),
+        f"{len(run.metrics)} of {run.config.get('epochs', '?')}",
+        "" if accuracy is None else f"{100 * accuracy:.2f}",
+        "" if seconds is None else f"{seconds / 60:.1f}",
+    )

@@ -1,0 +1,141 @@
+"""The parts of a comparison on the page, each with its figures, or with a sentence on why there are none."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chtconv.report.figures import accuracy, cost, degrees, evolution, positions, scores, slices
+from chtconv.report.figures.layers import Runs
+from chtconv.report.figures.picture import Panel, Picture, panels
+from chtconv.report.masks import links_of
+from chtconv.report.results import PageTable, run_list
+from chtconv.report.run import Comparison
+
+MOST_MAPS: Final = 24
+
+Links = Mapping[tuple[str, float], Runs]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a comparison.
+
+    Attributes:
+        heading: what it is about.
+        text: what the reader should know first, or why there is nothing to see.
+        pictures: its figures.
+        tables: its tables.
+    """
+
+    heading: str
+    text: str = ""
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[PageTable] = ()
+
+
+def sections(comparison: Comparison, key: str) -> list[Section]:
+    """All parts of a comparison, in the order in which one asks.
+
+    Args:
+        comparison: its runs.
+        key: a word that no other comparison of the page has.
+    """
+    drawn = [*accuracy.curves(comparison, key), *accuracy.seeds(comparison, key)]
+    drawn += accuracy.against_sparsity(comparison, key)
+    return [
+        Section("Accuracy", "" if drawn else "No run has finished an epoch.", drawn),
+        _evolution(comparison, key),
+        _links(comparison, key),
+        _scores(comparison, key),
+        _cost(comparison, key),
+        Section("Runs", tables=[run_list(comparison)]),
+    ]
+
+
+def _evolution(comparison: Comparison, key: str) -> Section:
+    drawn = evolution.pictures(comparison, f"{key}evolution")
+    none = "No complete run has evolved its links."
+    return Section("Evolution of the links", "" if drawn else none, drawn)
+
+
+def _scores(comparison: Comparison, key: str) -> Section:
+    drawn = scores.pictures(comparison, f"{key}score")
+    none = "No complete run predicts links."
+    return Section("Link scores", "" if drawn else none, drawn)
+
+
+def _cost(comparison: Comparison, key: str) -> Section:
+    drawn = [*cost.times(comparison, key), *cost.flops(comparison, key)]
+    flops = any(run.summary.get("flops") for run in comparison.done)
+    none = "" if flops or not comparison.done else "These runs did not record floating point operations."
+    return Section("Time and arithmetic", none if drawn else "No run is complete.", drawn)
+
+
+def _links(comparison: Comparison, key: str) -> Section:
+    """Where links went: nothing to see without a complete sparse run."""
+    links, problems = _all_links(comparison)
+    if not links:
+        return Section("Where links went", " ".join(["No complete run has masks of convolutions.", *problems]))
+    drawn = [picture for panel in panels(comparison, f"{key}links") for picture in _of_panel(panel, links)]
+    maps, left_out = _maps(comparison, key, links)
+    if left_out:
+        problems.append(f"Kernel positions are drawn for the highest sparsities only, not for {left_out}.")
+    return Section("Where links went", " ".join(problems), [*drawn, *maps], [_layer_table(comparison, links)])
+
+
+def _all_links(comparison: Comparison) -> tuple[Links, list[str]]:
+    found: dict[tuple[str, float], list[Sequence]] = {}
+    problems = []
+    for group in comparison.groups:
+        for run in group.done:
+            layers, problem = links_of(run)
+            problems += [problem + "."] if problem else []
+            if layers:
+                found.setdefault((group.variant, group.sparsity), []).append(layers)
+    return found, problems
+
+
+def _of_panel(panel: Panel, links: Links) -> Iterator[Picture]:
+    here = _of_groups(panel, links)
+    if not here:
+        return
+    drawn = slices.distribution(panel, here), slices.empty_by_layer(panel, here)
+    yield from (picture for picture in drawn if picture)
+    yield degrees.sources(panel, here)
+    kernels = degrees.kernels(panel, here)
+    if kernels:
+        yield kernels
+    yield degrees.spread_by_layer(panel, here)
+
+
+def _of_groups(panel: Panel, links: Links) -> dict[str, Runs]:
+    places = [(group.variant, group.sparsity) for group in panel.groups]
+    return {place[0]: links[place] for place in places if place in links}
+
+
+def _maps(comparison: Comparison, key: str, links: Links) -> tuple[list[Picture], str]:
+    """Heat maps of the highest sparsities, as many as a reader can take in, and the sparsities without."""
+    found: list[Picture] = []
+    left_out = []
+    for panel in reversed(panels(comparison, f"{key}maps", split=False)):
+        here = _of_groups(panel, links)
+        if found and len(found) + len(here) > MOST_MAPS:
+            left_out.append(panel.title)
+        elif here:
+            found += positions.pictures(panel, here)
+    return found, ", ".join(left_out)
+
+
+def _layer_table(comparison: Comparison, links: Links) -> PageTable:
+    """What the numbers of the layers stand for."""
+    known = {layer.name: layer for runs in links.values() for layer in runs[0]}
+    rows = [
+        (str(number), name, f"{known[name].shape[0]:,}", f"{known[name].shape[1]:,}", _kernel(known[name].shape[2:]))
+        for name, number in comparison.layers.items()
+        if name in known
+    ]
+    return PageTable("Layers by their number", ("number", "layer", "kernels", "input channels", "kernel"), rows, 2)
+
+
+def _kernel(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,188 @@
+"""Grids: which runs come of them, under which names, and what is refused."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chtconv.comparison.cell import METHOD_NAMES, Cell, slug
+from chtconv.comparison.grid import AXES, PLURALS, Grid, canonical, grid_from, read_toml
+from chtconv.comparison.table1 import table1
+from chtconv.errors import ConfigurationError
+from chtconv.methods import METHODS
+from chtconv.training import Config, recipe
+from chtconv.training.config import DENSE, SECTIONS
+
+SHORT = recipe("cifar-short")
+
+
+def names(grid: Grid) -> list[str]:
+    return [cell.name for cell in grid.cells()]
+
+
+def test_every_method_has_a_name_of_its_own() -> None:
+    assert set(METHOD_NAMES) == {DENSE, *METHODS}
+    assert len({slug(name) for name in METHOD_NAMES.values()}) == len(METHOD_NAMES)
+
+
+def test_every_combination_is_a_cell_seed_by_seed() -> None:
+    grid = grid_from({"methods": ["set", "chts"], "sparsities": [0.5, 0.9], "seeds": [3, 1], "epochs": 2})
+    expected = [
+        f"{method}-{sparsity}-seed{seed}"
+        for seed, sparsity, method in itertools.product((3, 1), (0.5, 0.9), ("set", "chts"))
+    ]
+    assert names(grid) == expected
+    for cell in grid.cells():
+        assert cell.config == Config().replace(epochs=2, method=cell.method, sparsity=cell.sparsity, seed=cell.seed)
+
+
+def test_what_a_method_does_not_use_makes_no_further_run() -> None:
+    grid = grid_from({
+        "methods": ["dense", "static", "set", "rigl", "cht", "chts", "occupancy"],
+        "predictors": ["ch2_l3n", "ch3_l3n"], "graphs": ["kernel", "layer"], "temperature": [1.0, 4.0],
+        "zeta": [0.1, 0.3], "sparsities": [0.5, 0.9], "seeds": [0],
+    })  # fmt: skip
+    count = {method: sum(cell.method == method for cell in grid.cells()) for method in METHOD_NAMES}
+    assert {method: number for method, number in count.items() if number} == {
+        "dense": 1, "static": 2, "set": 2 * 2, "rigl": 2 * 2, "cht": 2 * 2 * 2 * 2, "chts": 2 * 2 * 2 * 2 * 2,
+        "occupancy": 2 * 2 * 2,
+    }  # fmt: skip
+    assert len({cell.config for cell in grid.cells()}) == len(grid.cells()) == len(set(names(grid)))
+
+
+def test_a_methods_own_values_are_the_same_named_or_not() -> None:
+    plain = canonical(SHORT.replace(method="granet"), SHORT)
+    named = {"removal": "magnitude", "density": "cubic", "initial_sparsity": 0.5, "allocation": "kernel"}
+    assert canonical(SHORT.replace(method="granet", **named), SHORT) == plain
+    assert canonical(SHORT.replace(method="snfs", allocation="layer"), SHORT) == SHORT.replace(method="snfs")
+    assert canonical(SHORT.replace(method="granet", allocation="layer"), SHORT) != plain
+    assert canonical(SHORT.replace(method="granet", initial_sparsity=0.4), SHORT) != plain
+
+
+@given(
+    method=st.sampled_from([DENSE, *METHODS]),
+    values=st.fixed_dictionaries(
+        {},
+        optional={
+            "predictor": st.sampled_from(["ch2_l3n", "ch3_l3n"]),
+            "graph": st.sampled_from(["kernel", "layer"]),
+            "temperature": st.sampled_from([0.5, 4.0]),
+            "initial_sparsity": st.sampled_from([0.2, 0.4]),
+            "zeta": st.sampled_from([0.1, 0.3]),
+        },
+    ),
+)
+def test_the_canonical_form_is_one_for_all_that_is_the_same(method: str, values: dict[str, Any]) -> None:
+    config = canonical(SHORT.replace(method=method, **values), SHORT)
+    assert canonical(config, SHORT) == config
+    assert config.topology.method == method
+    kept = {name for name in values if getattr(config.topology, name) == values[name]}
+    if method in ("chts", "chtss"):
+        assert kept >= values.keys() - {"initial_sparsity"}
+    assert config.to_dict().items() >= {"lr": SHORT.optimisation.lr, "seed": SHORT.machine.seed}.items()
+
+
+def test_variants_are_combined_with_the_axes_that_they_do_not_name() -> None:
+    grid = grid_from({
+        "sparsities": [0.9, 0.95], "seeds": [0, 1], "temperature": [1.0, 4.0],
+        "variants": [
+            {"name": "RigL, ERK", "method": "rigl", "allocation": "layer", "distribution": "erk"},
+            {"name": "soft", "method": "chts", "sparsity": 0.8},
+        ],
+    })  # fmt: skip
+    assert [name for name in names(grid) if name.endswith("seed0")] == [
+        "soft-0.8-seed0", "soft-temperature-4-0.8-seed0", "rigl-erk-0.9-seed0", "rigl-erk-0.95-seed0",
+    ]  # fmt: skip
+    assert {cell.config.topology.distribution for cell in grid.cells() if cell.variant == "RigL, ERK"} == {"erk"}
+
+
+def test_methods_stand_beside_variants() -> None:
+    grid = grid_from({"method": "set", "seed": 5, "variants": [{"name": "layer", "method": "chts", "graph": "layer"}]})
+    assert names(grid) == ["set-0.9-seed5", "layer-0.9-seed5"]
+
+
+def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text('recipe = "cifar-short"\nmethods = ["set"]\nsparsities = [0.9]\nstop-fraction = 0.5\nepochs = 3\n')
+    grid = grid_from(read_toml(path), epochs=4, seed=[7])
+    assert grid.base == SHORT.replace(epochs=4, stop_fraction=0.5)
+    assert names(grid) == ["set-stop-fraction-0.5-0.9-seed7"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"zetas": 0.1}, "unknown value of a grid 'zetas': did you mean 'zeta'"),
+        ({"epochs": [1, 2]}, "epochs takes one value for all runs"),
+        ({"methods": ["sett"]}, "unknown method 'sett': did you mean 'set'"),
+        ({"sparsity": 1.5}, "sparsity=1.5: accepted is a number, at least 0 and below 1"),
+        ({"seeds": []}, "seed: accepted is at least one value"),
+        ({"seeds": [[1]]}, "accepted are single values"),
+        ({"seeds": [0.5]}, "seed=0.5: accepted is a whole number"),
+        ({"sparsity": 0.9, "sparsities": [0.9]}, "named twice"),
+        ({"recipe": "papers"}, "unknown recipe 'papers'"),
+        ({"variants": {"name": "a"}}, "variants: accepted is a list of tables"),
+        ({"variants": [{"method": "set"}]}, "variants: accepted is a list of tables, each with a name"),
+        ({"variants": [{"name": "a", "epochs": 2}]}, "variant 'a': epochs is the same for all runs"),
+        ({"variants": [{"name": "a", "zetta": 2}]}, "unknown value of a grid 'zetta': did you mean 'zeta'"),
+        ({"variants": [{"name": "a", "method": "set"}, {"name": "a", "method": "cht"}]}, "two variants are called 'a'"),
+        ({"variants": [{"name": "a b", "method": "set"}, {"name": "a-b", "method": "cht"}]}, "two runs are called"),
+    ],
+)
+def test_what_is_no_grid_is_named(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message.replace("(", r"\(")):
+        grid_from(table)
+
+
+def test_a_toml_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text("methods = = 1")
+    with pytest.raises(ConfigurationError, match=r"cannot read the grid .*grid\.toml: .*line 1"):
+        read_toml(tmp_path / "grid.toml")
+
+
+def test_axes_are_the_topology_and_the_seed() -> None:
+    assert set(AXES) == {*SECTIONS["topology"], "seed"}
+    assert set(PLURALS.values()) <= set(AXES)
+
+
+def test_table_1_is_the_papers() -> None:
+    """42 runs: dense, and SET, CHT-CH2, CHT-CH3 at 50 and 70 %, three seeds, two data sets with their recipes."""
+    grids = table1()
+    assert sum(len(grid.cells()) for grid in grids.values()) == 42
+    for name, epochs, optimizer, rate in (("cifar10", 100, "adam", 0.01), ("cifar100", 240, "sgd", 0.1)):
+        cells = grids[name].cells()
+        assert [cell.name for cell in cells[:7]] == [
+            "dense-seed14", "set-0.5-seed14", "cht-ch2-0.5-seed14", "cht-ch3-0.5-seed14", "set-0.7-seed14",
+            "cht-ch2-0.7-seed14", "cht-ch3-0.7-seed14",
+        ]  # fmt: skip
+        assert {cell.seed for cell in cells} == {14, 15, 16}
+        for cell in cells:
+            values = cell.config.to_dict()
+            assert (values["epochs"], values["optimizer"], values["lr"]) == (epochs, optimizer, rate)
+            assert (values["width"], values["batch_size"], values["flip"], values["crop"]) == (1.0, 128, True, 0)
+            assert values["dataset"] == f"uoft-cs/{name}"
+
+
+def test_table_1_takes_other_values_and_local_data(tmp_path: Path) -> None:
+    grid = table1(["cifar100"], data=tmp_path, method=["set", "rigl", "chts"], sparsity=[0.95], seed=[1], epochs=2)
+    cells = grid["cifar100"].cells()
+    assert [cell.name for cell in cells] == [
+        "set-0.95-seed1", "rigl-0.95-seed1", "chts-ch2-0.95-seed1", "chts-ch3-0.95-seed1",
+    ]  # fmt: skip
+    assert {cell.config.data.dataset for cell in cells} == {str(tmp_path / "cifar100")}
+    with pytest.raises(ConfigurationError, match="unknown data set of Table 1 'cifar'"):
+        table1(["cifar"])
+
+
+def test_a_name_is_the_same_whatever_else_is_in_the_grid() -> None:
+    alone = {cell.name: cell.config for cell in grid_from({"methods": ["chts"], "zeta": 0.5, "seed": 1}).cells()}
+    table = {"methods": ["set", "chts"], "zeta": [0.3, 0.5], "seeds": [0, 1], "sparsities": [0.5, 0.9]}
+    larger = {cell.name: cell.config for cell in grid_from(table).cells()}
+    assert alone.items() <= larger.items()
+
+
+def test_cells_are_plain() -> None:
+    assert Cell("SET", Config().replace(method="dense", sparsity=0.9)).sparsity == 0.0
