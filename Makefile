@@ -49,8 +49,8 @@ bench: $(VENV)/.installed  ## every benchmark, beside its baselines: three quart
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/sparse_compute.py
 
-evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: hours on 2 cores, resumable; see experiments/
-	$(BIN)/python experiments/evidence.py
+evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: days on 2 cores, resumable; see docs/evidence.md
+	$(BIN)/chtconv compare experiments/screening.toml --jobs 2 --out runs/screening --results results/screening.jsonl
 
 tables: $(VENV)/.installed  ## the tables of the README and the docs, from results/
 	$(BIN)/python experiments/tables.py

@@ -7,15 +7,20 @@ python experiments/tables.py --check    exit code 1 where they say something els
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chtconv.comparison.cell import METHOD_NAMES
+from chtconv.comparison.rendering import markdown as comparison_tables
+from chtconv.comparison.rendering import markdown_sheet
+from chtconv.comparison.result import read_lines, variant_of
+from chtconv.comparison.sheets import results_sheet
+from chtconv.comparison.table import tables
+
 ROOT = Path(__file__).resolve().parent.parent
-METHOD_NAMES = {"dense": "dense", "static": "static", "set": "SET", "rigl": "RigL", "cht": "CHT", "chts": "CHTs"}
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -30,36 +35,24 @@ def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cifar10() -> str:
-    """A row a method and sparsity, over its seeds."""
-    cells: dict[tuple[float, str], list[dict[str, Any]]] = {}
-    for line in read("cifar10.jsonl"):
-        config = line["config"]
-        sparsity = 0.0 if config["method"] == "dense" else config["sparsity"]
-        cells.setdefault((sparsity, config["method"]), []).append(line)
-    order = list(METHOD_NAMES)
-    rows = [_cell(*key, cells[key]) for key in sorted(cells, key=lambda key: (key[0], order.index(key[1])))]
-    header = ["sparsity, method", "seeds", "test accuracy, %", "best epoch, %", "new / removed", "ever active"]
-    return markdown([*header, "empty slices"], rows)
+def results(name: str, variants: Iterable[str] | None = None) -> str:
+    """The tables of a file of result lines with the differences to SET and RigL, and what their columns are.
+
+    Args:
+        name: of the file in results/.
+        variants: only these, which are then the whole family of comparisons.
+    """
+    return comparison_tables(tables(_lines(name, variants)))
 
 
-def _cell(sparsity: float, method: str, lines: list[dict[str, Any]]) -> list[str]:
-    accuracy = [100 * line["test_accuracy"] for line in lines]
-    spread = f" ± {statistics.stdev(accuracy) / len(accuracy) ** 0.5:.2f}" if len(accuracy) > 1 else ""
-    return [
-        f"{sparsity:.0%} {METHOD_NAMES[method]}",
-        " ".join(str(line["seed"]) for line in lines),
-        f"{statistics.mean(accuracy):.2f}{spread}",
-        f"{100 * statistics.mean(line['best_test_accuracy'] for line in lines):.2f}",
-        _share(line["evolution"]["turnover"] for line in lines),
-        _share(line["itop"] for line in lines),
-        _share(line["evolution"]["empty_slices"] for line in lines),
-    ]
+def accuracies(name: str, variants: Iterable[str] | None = None) -> str:
+    """The accuracies alone."""
+    return "\n\n".join(markdown_sheet(results_sheet(table)) for table in tables(_lines(name, variants)))
 
 
-def _share(values: Iterable[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{statistics.mean(known):.2f}" if known else ""
+def _lines(name: str, variants: Iterable[str] | None) -> list[dict[str, Any]]:
+    wanted = None if variants is None else set(variants)
+    return [line for line in read_lines(ROOT / "results" / name) if wanted is None or variant_of(line) in wanted]
 
 
 def evolution() -> str:
@@ -272,11 +265,15 @@ def sparse_plot() -> str:
 # The tables by file, and by name.
 TABLES = {
     "README.md": {
-        "cifar10": cifar10,
+        "screening": partial(accuracies, "screening.jsonl"),
         "evolution": evolution,
         "link_prediction": link_prediction,
         "stages": stages,
         "training_step": training_step,
+    },
+    "docs/evidence.md": {
+        "first": partial(results, "cifar10.jsonl"),
+        "screening": partial(results, "screening.jsonl"),
     },
     "docs/distributed.md": {"distributed": distributed},
     "docs/enforcement.md": {"checkpoint": checkpoint},
