@@ -26,7 +26,7 @@ OPTIONS = """
     --allocation --distribution --removal --regrowth --density --initial-sparsity --temperature --explore --early-stop
     --prune-dead --no-prune-dead
     --epochs --optimizer --lr --momentum --weight-decay --warmup-epochs --schedule --final-lr --decay-end
-    --seed --device --precision --backend --threads
+    --seed --device --precision --backend --step --optimizer-kernel --threads
 """
 
 Run = Callable[..., tuple[int, str, str]]

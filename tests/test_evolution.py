@@ -146,6 +146,28 @@ def test_rigl_is_rigl(allocation):
     assert changed > 20
 
 
+def test_scores_over_all_windows_leave_the_corners_of_small_maps_alone():
+    """On a map of 2x2 and weighted by the share of windows, corners are chosen far less often than the center."""
+    chosen = {}
+    for method, windows in (("in_bounds", "in_bounds"), ("occupancy", "in_bounds"), ("occupancy", "all")):
+        model = nn.Sequential(nn.Conv2d(40, 60, 3, padding=1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        topology = chtconv.sparsify(
+            model, optimizer, method=method, windows=windows, sparsity=0.95, zeta=0.5, interval=1
+        )
+        before = topology.masks["0.weight"]
+        model(torch.randn(2, 40, 2, 2)).sum().backward()
+        optimizer.step()
+        chosen[method, windows] = (topology.masks["0.weight"] & ~before).sum((0, 1)).flatten() / (~before).sum(
+            (0, 1)
+        ).flatten()
+    corners = {name: float(rate[[0, 2, 6, 8]].mean() / rate[4]) for name, rate in chosen.items()}
+    # Somewhat more than a quarter, because without replacement the best run out.
+    assert 0.2 < corners["in_bounds", "in_bounds"] < 0.45
+    assert 0.8 < corners["occupancy", "in_bounds"] < 1.25
+    assert 0.2 < corners["occupancy", "all"] < 0.45
+
+
 def test_score_times_gradient_takes_the_largest_products():
     """Of the link scores of what removal left, and the dense gradients of the step."""
     model = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1))

@@ -1,5 +1,7 @@
 """The closed forms against the explicit graphs, and the symmetries that both must have."""
 
+from math import prod
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from chtconv.geometry import Geometry
 from chtconv.predictors import PREDICTORS
 from chtconv.scores import explicit_scores, link_scores
 from chtconv.scores.api import GRAPHS, disabled_scores
+from chtconv.scores.explicit import receptive_fields
 from chtconv.scores.paths import PATH_PREDICTORS
 
 
@@ -38,6 +41,33 @@ def test_closed_form_in_float32(graph, predictor, data, geometry):
     scores = closed_form(mask_OCK, geometry, predictor, graph, torch.float32)
     expected = explicit_scores(mask_OCK, geometry, predictor, graph).float()
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@settings(max_examples=50)
+@given(data=st.data(), geometry=geometries())
+def test_over_all_windows_a_position_counts_as_zero_where_it_is_padding(graph, data, geometry):
+    mask_OCK = data.draw(masks(geometry.positions))
+    positions = torch.tensor([position for _, position, _ in receptive_fields(geometry)], dtype=torch.int64)
+    seen_K = torch.bincount(positions, minlength=geometry.positions)
+    total_OCK = explicit_scores(mask_OCK, geometry, "ch3_l3n", graph) * seen_K
+    windows = prod(axis.windows for axis in geometry.axes)
+    found = disabled_scores(mask_OCK[None], geometry, "ch3_l3n", graph, windows="all", dtype=torch.float64)[0]
+    torch.testing.assert_close(found, total_OCK / windows, rtol=1e-10, atol=1e-12)
+    share = disabled_scores(mask_OCK[None], geometry, "in_bounds", graph, dtype=torch.float64)[0]
+    torch.testing.assert_close(share, (seen_K / windows).double().expand_as(share) * ~mask_OCK)
+
+
+def test_the_corners_of_a_kernel_on_a_map_of_2x2_are_in_bounds_in_one_window_of_four():
+    mask = torch.rand(6, 5, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.4
+    some, all_of_them = (link_scores(mask, 2, padding=1, windows=windows) for windows in ("in_bounds", "all"))
+    share = torch.tensor([[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]]).expand_as(mask)
+    torch.testing.assert_close(all_of_them[~mask], (some * share)[~mask])
+    # Active positions have the highest score among the disabled ones of their kernel.
+    best = torch.stack([kernel[~active].max() for kernel, active in zip(all_of_them, mask, strict=True)])
+    assert torch.equal(all_of_them[mask], best[:, None, None, None].expand_as(mask)[mask])
+    with pytest.raises(ConfigurationError, match="unknown choice of windows 'every'"):
+        link_scores(mask, 2, windows="every")
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -30,16 +30,18 @@ PARTS = {
     "shuffled": ("magnitude", "shuffled_scores", "constant"),
     "occupancy": ("magnitude", "sampled_by_score", "constant"),
     "input_degree": ("magnitude", "sampled_by_score", "constant"),
+    "in_bounds": ("magnitude", "sampled_by_score", "constant"),
 }
 
 
 def test_methods_are_put_together_from_what_their_papers_say():
     assert {name: (m.removal, m.regrowth, m.density) for name, m in METHODS.items()} == PARTS
-    assert [name for name, m in METHODS.items() if m.predictor] == ["occupancy", "input_degree"]
+    assert [name for name, m in METHODS.items() if m.predictor] == ["occupancy", "input_degree", "in_bounds"]
     dense = [name for name, m in METHODS.items() if m.needs_dense_gradients]
     assert dense == ["rigl", "snfs", "granet", "cht_gradient"]
     assert [name for name, m in METHODS.items() if not m.evolves] == ["static"]
-    scored = {"cht", "chts", "chtss", "cht_gradient", "random_turnover", "shuffled", "occupancy", "input_degree"}
+    controls = {"random_turnover", "shuffled", "occupancy", "input_degree", "in_bounds"}
+    scored = {"cht", "chts", "chtss", "cht_gradient", *controls}
     assert {name for name, m in METHODS.items() if m.uses_scores} == scored
     assert all(m.summary and not m.summary.endswith(".") for m in METHODS.values())
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import product
 from math import ceil, floor, prod
 from operator import index
 from typing import TypeAlias
@@ -51,6 +52,12 @@ class Axis:
         if self.circular:
             return {p: x % self.size for p, x in coordinates.items()}
         return {p: x for p, x in coordinates.items() if 0 <= x < self.size}
+
+    @property
+    def in_bounds(self) -> list[float]:
+        """Share of the windows in which each position is in bounds."""
+        seen = [(self.sees(window), count) for window, count in self.window_classes]
+        return [sum(count for sees, count in seen if p in sees) / self.windows for p in range(self.kernel)]
 
     def nearby(self, window: int) -> dict[int, dict[int, int]]:
         """The windows that can share an activation with this one, itself included, each with what it sees."""
@@ -151,6 +158,15 @@ class Geometry:
     def positions(self) -> int:
         """Number of kernel positions K."""
         return prod(axis.kernel for axis in self.axes)
+
+    @cached_property
+    def in_bounds(self) -> tuple[float, ...]:
+        """Share of the windows in which each kernel position is in bounds: what padding leaves of it.
+
+        >>> Geometry.of((3, 3), 2, padding=1).in_bounds
+        (0.25, 0.5, 0.25, 0.5, 1.0, 0.5, 0.25, 0.5, 0.25)
+        """
+        return tuple(prod(shares) for shares in product(*(axis.in_bounds for axis in self.axes)))
 
     @property
     def input_size(self) -> tuple[int, ...]:

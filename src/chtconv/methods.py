@@ -157,6 +157,10 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         regrowth="sampled_by_score", predictor="input_degree",
         summary="control: sampled by the links of the input channel",
     ),
+    "in_bounds": Method(
+        regrowth="sampled_by_score", predictor="in_bounds",
+        summary="control: sampled by the share of windows in which padding leaves the position",
+    ),
 })  # fmt: skip
 
 

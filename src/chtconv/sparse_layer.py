@@ -40,6 +40,7 @@ class Settings:
         allocation: ``"kernel"`` where every kernel has the same number of links, ``"layer"`` where links compete
             within the whole layer; None until the method has decided.
         initial: the initial topology, see :mod:`chtconv.initial`.
+        windows: which windows scores are averaged over.
     """
 
     sparsity: float
@@ -49,6 +50,7 @@ class Settings:
     exact: bool = False
     allocation: str | None = "kernel"
     initial: str | LinearTopology = RANDOM
+    windows: str = "in_bounds"
 
 
 class SparseLayer:
@@ -129,7 +131,12 @@ class SparseLayer:
 
     def put_mask(self, mask: Tensor) -> None:
         """Makes this the mask; :class:`chtconv.topology.Topology` puts it into force."""
-        self.bits = bits_of(local_part(mask, self.weight), local(self.weight))
+        bits, known = bits_of(local_part(mask, self.weight), local(self.weight)), self.__dict__.get("bits")
+        if known is not None and (known.shape, known.dtype, known.device) == (bits.shape, bits.dtype, bits.device):
+            # In place: a CUDA graph reads the masks where they were when it was captured.
+            known.copy_(bits)
+        else:
+            self.bits: Tensor = bits
         self._shown = mask.clone() if is_sharded(self.weight) else None
         self.version += 1
 
@@ -289,7 +296,12 @@ class SparseLayer:
         settings, groups = self.settings, groups_of(self.module)
         mask_GOCK = by_channel(mask_OI, self.module).unflatten(0, (groups, -1))
         scores_GOCK = disabled_scores(
-            mask_GOCK, self.geometry(), settings.predictor, settings.graph, exact=settings.exact
+            mask_GOCK,
+            self.geometry(),
+            settings.predictor,
+            settings.graph,
+            windows=settings.windows,
+            exact=settings.exact,
         )
         return from_channels(scores_GOCK.flatten(0, 1))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     # Not in every build of torch.
     from torch.distributed import ProcessGroup
 
-OVERRIDABLE = ("sparsity", "method", "predictor", "graph", "allocation", "initial")
+OVERRIDABLE = ("sparsity", "method", "predictor", "graph", "windows", "allocation", "initial")
 
 
 def sparsify(
@@ -41,6 +41,7 @@ def sparsify(
     method: str | Method = "chts",
     predictor: str = "ch3_l3n",
     graph: str = "kernel",
+    windows: str = "in_bounds",
     zeta: float = 0.3,
     zeta_schedule: str | None = None,
     interval: int = 100,
@@ -70,6 +71,7 @@ def sparsify(
         method: a name in :data:`chtconv.methods.METHODS`, or a method put together with :func:`chtconv.method`.
         predictor: link predictor of methods that use one, see :func:`chtconv.link_scores`.
         graph: ``"kernel"``, the graph of the paper, or ``"layer"``, in which all kernels of a layer share one.
+        windows: which windows scores are averaged over, see :func:`chtconv.link_scores`.
         zeta: fraction of the links that an evolution removes and regrows, in (0, 1].
         zeta_schedule: ``"constant"``, ``"cosine"`` or ``"linear"`` (both falling to 0 at ``stop``); by default that of
             the method or, where it has none, cosine where the end is known from ``stop`` or ``total_steps``, else
@@ -80,7 +82,7 @@ def sparsify(
         layers: what to make sparse: names of modules with wildcards, types of modules, or a function of name and
             module; by default every convolution, transposed ones too, and no linear layer.
         overrides: by name of modules with wildcards, what is different there: any of ``sparsity``, ``method``,
-            ``predictor``, ``graph``, ``allocation`` and ``initial``. Where several match, later ones win.
+            ``predictor``, ``graph``, ``windows``, ``allocation`` and ``initial``. Where several match, later ones win.
         allocation: ``"kernel"``, the same number of links in every kernel (the paper), or ``"layer"``, where links
             compete within the whole layer (as SET and RigL are usually run); by default kernel, but layer for methods
             that move links between kernels or layers.
@@ -117,7 +119,7 @@ def sparsify(
     """
     optimizers = _optimizers(optimizer)
     modules = find_layers(model, layers)
-    general = Settings(sparsity, find_method(method), predictor, graph, exact, allocation, initial)
+    general = Settings(sparsity, find_method(method), predictor, graph, exact, allocation, initial, windows)
     settings = _settings(modules, general, overrides or {})
     schedule = _schedule(settings, zeta, zeta_schedule, general.method.zeta_schedule, interval, stop, total_steps)
     _check_weights(modules, optimizers)
@@ -288,7 +290,7 @@ def _density(sparsity: float, name: str) -> float:
 def _check_layer(name: str, module: Layer, settings: Settings, densities: tuple[float, float]) -> None:
     """Everything about a layer that can be wrong before anything is touched."""
     method, allocation = settings.method, settings.allocation
-    check_names(settings.predictor, settings.graph)
+    check_names(settings.predictor, settings.graph, settings.windows)
     if allocation not in ALLOCATIONS:
         raise unknown("allocation", allocation, ALLOCATIONS)
     if method.uses_scores:

@@ -104,6 +104,16 @@ class Topology:
         """What every evolution did to every layer so far, in order; see :mod:`chtconv.record`."""
         return [dict(row) for row in self._record.rows()]
 
+    @property
+    def mask_bits(self) -> list[Tensor]:
+        """The masks as every step reads them, see :mod:`chtconv.enforcement`; evolution writes into these tensors."""
+        return [layer.bits for layer in self._layers]
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether the next backward pass keeps the gradients of disabled links, for methods that go by them."""
+        return any(layer.capturing for layer in self._layers)
+
     def stats(self) -> dict[str, Any]:
         """Numbers of every layer (``"layers"``) and of all together; see :mod:`chtconv.metrics`."""
         by_layer = {layer.name: layer_stats(layer, self.step_count) for layer in self._layers}
@@ -157,6 +167,7 @@ class Topology:
         """Counts an optimizer step, and evolves when it is time.
 
         The optimizer's hook calls this; call it by hand only where no hook runs, as in the replay of a CUDA graph.
+        Masks change in place, so that the graph stays valid.
         """
         self.step_count += 1
         for layer in self._layers:

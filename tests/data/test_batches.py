@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chtconv.data import Batches, ImageSet
+from chtconv.data import batches as module
 from chtconv.data.batches import crop_images, flip_images
 from chtconv.errors import ConfigurationError
 from chtconv.randomness import generator
@@ -192,7 +193,29 @@ def test_batches_are_made_on_the_device_of_the_images(images):
     pixels, labels = whole_epoch(batches(on_device))
     assert pixels.is_cuda
     assert labels.is_cuda
-    np.testing.assert_allclose(pixels.cpu().numpy(), normalised(images.images[labels.cpu()]), atol=1e-6)
+    expected, order = whole_epoch(batches(images, flip=True, crop=1))
+    pixels, labels = whole_epoch(batches(on_device, flip=True, crop=1))
+    assert torch.equal(labels.cpu(), order)
+    torch.testing.assert_close(pixels.cpu(), expected)
+
+
+def test_chance_is_drawn_on_the_cpu_and_moved(images, monkeypatch):
+    purposes = []
+
+    def on_the_cpu(seed, *purpose):
+        purposes.append(purpose)
+        return generator(seed, *purpose)
+
+    monkeypatch.setattr(module, "generator", on_the_cpu)
+    elsewhere = ImageSet(images.images.to("meta"), images.labels.to("meta"))
+    for draw in batches(elsewhere, flip=True, crop=1).draws(3):
+        assert {tensor.device.type for tensor in draw} == {"meta"}
+    assert purposes == [("order", 3), ("augment", 3)]
+
+
+def test_batches_for_evaluation_are_not_drawn(images):
+    with pytest.raises(ConfigurationError, match="seed=None: batches for evaluation are not drawn"):
+        next(batches(images, seed=None).draws(0))
 
 
 @pytest.mark.parametrize(

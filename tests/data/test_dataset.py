@@ -134,7 +134,8 @@ def test_image_set_refuses_other_tensors(images, labels, message):
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not in ../shared/data/cifar10")
-def test_cifar10():
+def test_cifar10(monkeypatch):
+    monkeypatch.setenv("CHTCONV_CACHE", "")
     data = load_dataset(str(CIFAR10))
     assert (len(data.train), len(data.test)) == (50_000, 10_000)
     assert " ".join(data.classes) == "airplane automobile bird cat deer dog frog horse ship truck"

@@ -64,11 +64,14 @@ TABLES = [
     "method",
     "predictor",
     "graph",
+    "windows",
     "distribution",
     "optimizer",
     "schedule",
     "device",
     "precision",
+    "step",
+    "optimizer_kernel",
 ]
 
 

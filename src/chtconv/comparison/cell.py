@@ -25,6 +25,7 @@ METHOD_NAMES: Final = MappingProxyType(
         "shuffled": "shuffled scores",
         "occupancy": "slice occupancy",
         "input_degree": "input degree",
+    "in_bounds": "share of windows",
     }
 )
 
@@ -96,6 +97,8 @@ def words(name: str, value: Any) -> str:
     """
     if name == "graph":
         return f"{value} graph"
+    if name == "windows":
+        return f"{value.replace('_', ' ')} windows"
     if isinstance(value, bool):
         return name.replace("_", " ") if value else f"no {name.replace('_', ' ')}"
     return f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"

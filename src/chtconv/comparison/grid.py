@@ -152,11 +152,13 @@ def _unused(config: Config) -> Iterator[str]:
     changed, plain = method(name, **config.topology.changes()), METHODS[name]
     yield from (each for each in _PARTS if getattr(config.topology, each) == getattr(plain, each))
     if not changed.uses_scores:
-        yield from ("predictor", "graph")
+        yield from ("predictor", "graph", "windows")
     elif changed.predictor is not None:
         yield "predictor"
         if plain.predictor is not None:
-            yield "graph"  # controls count links, and look at no graph
+            yield "graph"  # controls count, and look at no graph
+        if changed.predictor == "in_bounds":
+            yield "windows"
     if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
         yield from ("temperature", "explore")
     if not changed.evolves:

@@ -1,6 +1,7 @@
 """Batches made where the images lie: shuffled, flipped, cropped and normalised, with no host in the loop."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +12,26 @@ from chtconv.errors import ConfigurationError
 from chtconv.randomness import generator
 
 
+class Draw(NamedTuple):
+    """What chance decided about one batch; on the device of the images.
+
+    Attributes:
+        chosen: int64 ``[B]``, which images.
+        mirrored: bool ``[B]``, which of them are mirrored.
+        offsets: int64 ``[B, 2]``, where the window of each lies, see :func:`crop_images`.
+    """
+
+    chosen: Tensor
+    mirrored: Tensor
+    offsets: Tensor
+
+
 class Batches:
     """The batches of every epoch of a run.
 
-    Epoch ``e`` depends on ``seed`` and ``e`` alone (and on the kind of device, which has its own random numbers), so
-    that a resumed run goes on without a replay. The order, the flips and the crops of an epoch do not depend on
-    whether the other two are used, nor on the batch size.
+    Epoch ``e`` depends on ``seed`` and ``e`` alone, the same on every device, so that a resumed run goes on without a
+    replay. The order, the flips and the crops of an epoch do not depend on whether the other two are used, nor on the
+    batch size.
 
     Args:
         images: what to draw from; the batches are made on its device.
@@ -28,6 +43,9 @@ class Batches:
         crop: pad by so many black pixels on each side, as is usual before normalisation, and take a window of the
             original size at random.
         memory_format: of the batches.
+
+    Attributes:
+        batch_size: images a batch, but for the last one of an epoch.
 
     Raises:
         ConfigurationError: ``batch_size`` is below 1, ``crop`` below 0, or there are no images.
@@ -62,7 +80,7 @@ class Batches:
         # (x / 255 - mean) / std in one multiplication and one addition.
         self._scale = (1 / (255 * std)).float()
         self._shift = (-mean / std).float()
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._seed = seed
         self._flip = flip
         self._crop = crop
@@ -70,7 +88,7 @@ class Batches:
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return -(-len(self._images) // self._batch_size)
+        return -(-len(self._images) // self.batch_size)
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch: float32 ``[B, 3, H, W]``, normalised, and int64 ``[B]``, the class numbers."""
@@ -78,24 +96,37 @@ class Batches:
             for images, labels in self._split(self._images.images, self._images.labels):
                 yield self._normalised(images), labels
             return
+        for draw in self.draws(index):
+            yield self.make(draw)
+
+    def draws(self, index: int) -> Iterator[Draw]:
+        """What chance decides in an epoch: drawn on the CPU and moved to the device at once, before the first batch.
+
+        Raises:
+            ConfigurationError: these batches are for evaluation.
+        """
+        if self._seed is None:
+            raise ConfigurationError("seed=None: batches for evaluation are not drawn; accepted is a whole number")
         total = len(self._images)
-        order = torch.randperm(
-            total, generator=generator(self._seed, "order", index, device=self._device), device=self._device
-        )
-        draws = generator(self._seed, "augment", index, device=self._device)
+        order = torch.randperm(total, generator=generator(self._seed, "order", index))
+        source = generator(self._seed, "augment", index)
         # All are drawn for the whole epoch, used or not: what an option adds must not move what another one draws.
-        mirrored = torch.rand(total, generator=draws, device=self._device) < 0.5
-        offsets = torch.randint(2 * self._crop + 1, (total, 2), generator=draws, device=self._device)
-        for chosen, mirror, offset in self._split(order, mirrored, offsets):
-            images = self._images.images[chosen]
-            if self._flip:
-                images = flip_images(images, mirror)
-            if self._crop:
-                images = crop_images(images, offset, self._crop)
-            yield self._normalised(images), self._images.labels[chosen]
+        mirrored = torch.rand(total, generator=source) < 0.5
+        offsets = torch.randint(2 * self._crop + 1, (total, 2), generator=source)
+        for each in self._split(*(drawn.to(self._device) for drawn in (order, mirrored, offsets))):
+            yield Draw(*each)
+
+    def make(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The batch of a draw: float32 ``[B, 3, H, W]``, normalised, and int64 ``[B]``. Waits for no device."""
+        images = self._images.images.index_select(0, draw.chosen)
+        if self._flip:
+            images = flip_images(images, draw.mirrored)
+        if self._crop:
+            images = crop_images(images, draw.offsets, self._crop)
+        return self._normalised(images), self._images.labels.index_select(0, draw.chosen)
 
     def _split(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        return zip(*(torch.split(tensor, self._batch_size) for tensor in tensors), strict=True)
+        return zip(*(torch.split(tensor, self.batch_size) for tensor in tensors), strict=True)
 
     def _normalised(self, images: Tensor) -> Tensor:
         pixels = images.to(torch.float32, memory_format=self._memory_format)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from chtconv.data.columns import number_classes
-from chtconv.data.decode import decode
+from chtconv.data.decoded import decoded
 from chtconv.data.sources import read_source
 from chtconv.errors import ConfigurationError
 from chtconv.randomness import generator
@@ -92,8 +92,8 @@ def load_dataset(
     if not 0 <= validation < total:
         raise ConfigurationError(f"validation={validation}; accepted: 0 to {total - 1}, of {total} training images")
     classes, train_labels, test_labels = number_classes(train_records, test_records)
-    train, held_out = hold_out(ImageSet(decode(train_records, image_size), train_labels), validation, seed)
-    test = ImageSet(decode(test_records, image_size), test_labels)
+    train, held_out = hold_out(ImageSet(decoded(train_records, image_size), train_labels), validation, seed)
+    test = ImageSet(decoded(test_records, image_size), test_labels)
     mean, std = channel_statistics(train.images)
     return Dataset(
         name,

@@ -130,7 +130,8 @@ def _of_run(config: Config) -> dict[str, Any]:
     """What the run itself went by."""
     topology = config.topology
     assert topology.method != DENSE
-    return {"predictor": topology.predictor, "graph": topology.graph, "zeta": topology.zeta}
+    names = ("predictor", "graph", "windows", "zeta")
+    return {name: getattr(topology, name) for name in names}
 
 
 def _random(shape_text: str, size_text: str | None, values: dict[str, Any]) -> MaskedLayer:

@@ -13,6 +13,7 @@ from chtconv.scores.paths import PATH_PREDICTORS, l3p
 from chtconv.scores.rule import Rule
 
 GRAPHS = ("kernel", "layer")
+WINDOWS = ("in_bounds", "all")
 SCORES = (*PREDICTORS, *PATH_PREDICTORS, *CONTROLS)
 
 
@@ -29,6 +30,7 @@ def link_scores(
     padding_mode: str = "zeros",
     transposed: bool = False,
     output_padding: PerAxis = 0,
+    windows: str = "in_bounds",
     exact: bool = False,
 ) -> Tensor:
     """Exact link-prediction scores of every kernel position of a layer, averaged over all sliding windows.
@@ -42,7 +44,8 @@ def link_scores(
         input_size: spatial size of the layer's input, one number for all axes or one each; ``()`` for a linear layer.
         predictor: ``"ch3_l3n"``, ``"ch2_l3n"``, ``"ra_l3n"`` or ``"cn_l3n"``; on the layer graph of layers with one
             kernel position also the path-based ``"ch3_l3p"`` and ``"ch2_l3p"``; the controls ``"occupancy"`` (links of
-            the slice) and ``"input_degree"`` (links of the input channel), which look at no graph.
+            the slice), ``"input_degree"`` (links of the input channel) and ``"in_bounds"`` (share of windows), which
+            look at no graph.
         graph: ``"kernel"``, the graph of the paper, one for each output channel; or ``"layer"``, in which all output
             channels of a group share one, as in CHT on linear layers.
         stride: as in ``torch.nn.Conv2d``.
@@ -53,6 +56,9 @@ def link_scores(
             copies and no nodes of their own, so these modes are read like ``"zeros"``.
         transposed: whether the layer is a transposed convolution.
         output_padding: as in ``torch.nn.ConvTranspose2d``, below the stride.
+        windows: which ones the average is over: ``"in_bounds"``, those in which the position is no padding, or
+            ``"all"``, where it counts as 0 in the others. The second is the first times the share of windows in which
+            the position is in bounds; on small maps that is far from 1 at the border of a kernel.
         exact: compute in float64 with weights on a grid of 2^-30, so that the scores are the same, bit for bit,
             whatever the number of threads; slower. Path-based predictors are computed as always.
 
@@ -72,7 +78,7 @@ def link_scores(
                 [1.3802, 1.1849]])
     """
     _check_mask(mask, groups)
-    check_names(predictor, graph)
+    check_names(predictor, graph, windows)
     geometry = Geometry.of(
         mask.shape[2:],
         input_size,
@@ -85,7 +91,7 @@ def link_scores(
     )
     check_paths("mask", geometry.positions, predictor, graph)
     mask_GOCK = by_group(mask, groups, geometry)
-    scores_GOCK = disabled_scores(mask_GOCK, geometry, predictor, graph, exact=exact)
+    scores_GOCK = disabled_scores(mask_GOCK, geometry, predictor, graph, windows=windows, exact=exact)
     best_GO = scores_GOCK.amax(dim=(2, 3), keepdim=True) if mask.numel() else scores_GOCK
     return weight_shaped(torch.where(mask_GOCK, best_GO, scores_GOCK), mask.shape, geometry)
 
@@ -96,12 +102,23 @@ def disabled_scores(
     predictor: str,
     graph: str,
     *,
+    windows: str = "in_bounds",
     dtype: torch.dtype = torch.float32,
     exact: bool = False,
 ) -> Tensor:
     """Scores of the disabled positions by group, output channel, input channel and position; 0 at active ones."""
+    scores_GOCK = _in_bounds_scores(mask_GOCK, geometry, predictor, graph, dtype, exact)
+    if windows == "all" and predictor != "in_bounds":
+        scores_GOCK *= torch.tensor(geometry.in_bounds, dtype=dtype, device=mask_GOCK.device)
+    return scores_GOCK
+
+
+def _in_bounds_scores(
+    mask_GOCK: Tensor, geometry: Geometry, predictor: str, graph: str, dtype: torch.dtype, exact: bool
+) -> Tensor:
+    """Averages over the windows in which a position is in bounds."""
     if predictor in CONTROLS:
-        return CONTROLS[predictor](mask_GOCK.to(dtype)) * ~mask_GOCK
+        return CONTROLS[predictor](mask_GOCK.to(dtype), geometry) * ~mask_GOCK
     if predictor in PATH_PREDICTORS:
         scores = [l3p(linked_OCK[:, :, 0], predictor) for linked_OCK in mask_GOCK.to(dtype)]
         return torch.stack(scores)[..., None].mul_(~mask_GOCK)
@@ -123,16 +140,18 @@ def weight_shaped(scores_GOCK: Tensor, shape: torch.Size, geometry: Geometry) ->
     return split.reshape(shape)
 
 
-def check_names(predictor: str, graph: str) -> None:
+def check_names(predictor: str, graph: str, windows: str = "in_bounds") -> None:
     """Refuses unknown names, with the nearest match.
 
     Raises:
-        ConfigurationError: no such predictor or graph.
+        ConfigurationError: no such predictor, graph or choice of windows.
     """
     if predictor not in SCORES:
         raise unknown("predictor", predictor, SCORES)
     if graph not in GRAPHS:
         raise unknown("graph", graph, GRAPHS)
+    if windows not in WINDOWS:
+        raise unknown("choice of windows", windows, WINDOWS)
 
 
 def check_paths(layer: str, positions: int, predictor: str, graph: str) -> None:

@@ -12,14 +12,16 @@ from chtconv.models import MODELS
 from chtconv.regrowth import REGROWTHS
 from chtconv.removal import REMOVALS
 from chtconv.schedule import DECAYS, DENSITIES
-from chtconv.scores.api import GRAPHS, SCORES
+from chtconv.scores.api import GRAPHS, SCORES, WINDOWS
 from chtconv.sparse_compute.acceleration import BACKENDS
 from chtconv.training.setting import Setting, choice, nonnegative, positive, share, switch, text, whole
 
 DENSE: Final = "dense"
 OPTIMIZERS: Final = ("sgd", "adam")
 SCHEDULES: Final = ("linear", "cosine", "constant")
-PRECISIONS: Final = ("float32", "bf16")
+PRECISIONS: Final = ("float32", "bf16", "tf32")
+STEPS: Final = ("eager", "captured")
+OPTIMIZER_KERNELS: Final = ("auto", "plain", "fused")
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 
@@ -54,6 +56,7 @@ class Topology:
     method: str = choice("how links come and go", lambda: (DENSE, *METHODS)).field("chts")
     predictor: str = choice("link predictor", lambda: SCORES).field("ch3_l3n")
     graph: str = choice("graph that links are predicted on", lambda: GRAPHS).field("kernel")
+    windows: str = choice("windows that link scores are averaged over", lambda: WINDOWS).field("in_bounds")
     sparsity: float = share("share of the links that is absent", least=0).field(0.9)
     layers: str = text("sparse convolutions: names or wildcards, with commas between").field("*")
     zeta: float = share("share of a kernel's links removed at an evolution", whole_too=True).field(0.3)
@@ -117,6 +120,10 @@ class Machine:
     backend: str = choice("kernels of the sparse convolutions; auto measures which are faster", lambda: BACKENDS).field(
         "auto"
     )
+    step: str = choice("captured replays steps as one CUDA graph", lambda: STEPS).field("eager")
+    optimizer_kernel: str = choice(
+        "fused makes one pass over the weights and rounds otherwise; auto is that on a GPU", lambda: OPTIMIZER_KERNELS
+    ).field("auto")
     threads: int | None = whole("CPU threads; none is torch's own number", 1, 1024, optional=True).field(None)
 
 

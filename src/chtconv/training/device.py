@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -10,7 +11,8 @@ import torch.utils.deterministic
 from chtconv.errors import ConfigurationError
 from chtconv.randomness import derived_seed
 from chtconv.sparse_compute.library import library
-from chtconv.training.config import DENSE
+from chtconv.training.config import DENSE, Machine
+from chtconv.training.memory import keeping_memory
 
 
 def resolve(device: str) -> torch.device:
@@ -51,17 +53,46 @@ def check_backend(backend: str, device: torch.device, method: str) -> str:
     raise ConfigurationError(f"backend='sparse': {reason}.")
 
 
+def check_machine(machine: Machine, device: torch.device) -> None:
+    """Refuse what a device cannot do.
+
+    Raises:
+        ConfigurationError: "tf32" or "captured" on a CPU, or "captured" without the fused optimizer.
+
+    >>> check_machine(Machine(step="captured"), torch.device("cuda"))
+    """
+    if device.type == "cpu" and machine.precision == "tf32":
+        raise ConfigurationError("precision='tf32': only a GPU has it; accepted on a CPU are 'float32' and 'bf16'.")
+    if device.type == "cpu" and machine.step == "captured":
+        raise ConfigurationError("step='captured': only a GPU has CUDA graphs; accepted on a CPU is 'eager'.")
+    if machine.step == "captured" and machine.optimizer_kernel == "plain":
+        raise ConfigurationError(
+            "optimizer_kernel='plain': a captured step would repeat its first learning rate; accepted are 'auto' and "
+            "'fused', or step='eager'."
+        )
+
+
+def is_fused(machine: Machine, device: torch.device) -> bool:
+    """Whether the optimizer is fused: where it was asked for, and by itself on a GPU.
+
+    >>> is_fused(Machine(), torch.device("cpu")), is_fused(Machine(), torch.device("cuda"))
+    (False, True)
+    """
+    return machine.optimizer_kernel == "fused" or (machine.optimizer_kernel == "auto" and device.type == "cuda")
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass: bfloat16 for "bf16", nothing for "float32"."""
+    """The context of a forward pass: bfloat16 for "bf16", nothing for others."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextlib.contextmanager
-def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
+def reproducible(device: torch.device, threads: int | None, precision: str = "float32") -> Iterator[None]:
     """Deterministic algorithms, a number of CPU threads and a global generator to spare; all restored afterwards.
 
     The same seed gives the same bits on the same machine with the same number of threads: torch's own sums
-    depend on that number.
+    depend on that number. Memory is kept as :func:`chtconv.training.memory.keeping_memory` does it, float32 on a
+    GPU is what it says unless ``precision`` is "tf32", and what a GPU does is done in a stream of its own.
     """
     if device.type == "cuda":
         # cuBLAS is deterministic only with a workspace of fixed size, read when it is first used.
@@ -76,13 +107,51 @@ def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(threads or threads_before)
     try:
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+        with (
+            keeping_memory(),
+            _float32(tf32=precision == "tf32"),
+            torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []),
+            _own_stream(device),
+        ):
             yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.set_num_threads(threads_before)
+
+
+@contextlib.contextmanager
+def _float32(*, tf32: bool) -> Iterator[None]:
+    """Matrix products and convolutions of float32 on a GPU: rounded to TF32 or not; torch rounds those of cuDNN."""
+    matmul: Any = torch.backends.cuda.matmul
+    # Since torch 2.9; using these and the old names side by side is an error there.
+    convolution: Any = getattr(torch.backends.cudnn, "conv", None)
+    new = convolution is not None
+    kinds = (matmul, convolution if new else torch.backends.cudnn)
+    name = "fp32_precision" if new else "allow_tf32"
+    value: Any = ("tf32" if tf32 else "ieee") if new else tf32
+    before = [getattr(kind, name) for kind in kinds]
+    for kind in kinds:
+        setattr(kind, name, value)
+    try:
+        yield
+    finally:
+        for kind, old in zip(kinds, before, strict=True):
+            setattr(kind, name, old)
+
+
+@contextlib.contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Not the default stream of a GPU, in which nothing can be captured, nor anything that was begun there."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def synchronise(device: torch.device) -> None:

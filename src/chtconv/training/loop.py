@@ -5,12 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn import functional
-
 from chtconv.errors import ConfigurationError
 from chtconv.training.config import Config
-from chtconv.training.device import autocast, reproducible, resolve, seed_dropout, synchronise
+from chtconv.training.device import reproducible, resolve, seed_dropout, synchronise
 from chtconv.training.evaluate import Meter, Score, TrainingDiverged, evaluate
 from chtconv.training.progress import Progress
 from chtconv.training.run import Run, prepare
@@ -63,7 +60,8 @@ def train(
     if resume and folder.is_complete():
         folder.remove(CHECKPOINT)
         return folder.stored_summary()
-    with reproducible(resolve(config.machine.device), config.machine.threads):
+    machine = config.machine
+    with reproducible(resolve(machine.device), machine.threads, machine.precision):
         run = prepare(config)
         with folder.opened(config, resume=resume, overwrite=overwrite):
             if resume and folder.has_checkpoint():
@@ -120,7 +118,7 @@ def _epoch(run: Run, progress: Progress) -> dict[str, Any]:
     return {
         "epoch": run.epoch + 1,
         "steps": (run.epoch + 1) * steps,
-        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "learning_rate": run.step.rate,
         "train_loss": trained.loss,
         "train_accuracy": trained.accuracy,
         **{f"{name}_loss": score and score.loss for name, score in scores.items()},
@@ -141,37 +139,31 @@ def _train_epoch(run: Run, progress: Progress) -> tuple[Score, float]:
     meter = Meter(steps, run.device, _READ_EVERY[run.device.type])
     run.model.train()
     unread, evolving = 0, 0.0
-    for step, (images, labels) in enumerate(run.batches.epoch(run.epoch)):
-        rate = learning_rate(run.epoch * steps + step, steps, settings.optimisation)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        with autocast(run.device, settings.machine.precision):
-            logits = run.model(images)
-        loss = functional.cross_entropy(logits.float(), labels)
-        meter.add(loss, logits, labels)
+    for number, draw in enumerate(run.batches.draws(run.epoch)):
+        rate, evolves = learning_rate(run.epoch * steps + number, steps, settings.optimisation), run.step.evolves
+        meter.add(*run.step.forward(draw, rate))
         unread += 1
-        if meter.due():
+        # An evolution waits for the device in any case, and can do nothing with weights that are not finite.
+        if meter.due() or evolves:
             _check(meter, run.epoch, steps)
             progress.step(unread, meter.score())
             unread = 0
-        run.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        evolving += _step(run)
+        run.step.backward()
+        evolving += _update(run, evolves)
     return meter.score(), evolving
 
 
-def _step(run: Run) -> float:
-    """One optimizer step; the seconds it took if the topology evolved with it, else 0."""
-    topology = run.topology
-    if topology is None or not topology.schedule.evolves_at(topology.step_count + 1):
-        run.optimizer.step()
+def _update(run: Run, evolves: bool) -> float:
+    """The optimizer's step; the seconds it took if the topology evolved with it, else 0."""
+    if run.topology is None or not evolves:
+        run.step.update()
         return 0.0
-    evolutions = topology.evolutions
+    evolutions = run.topology.evolutions
     synchronise(run.device)
     began = time.perf_counter()
-    run.optimizer.step()
+    run.step.update()
     synchronise(run.device)
-    return time.perf_counter() - began if topology.evolutions > evolutions else 0.0
+    return time.perf_counter() - began if run.topology.evolutions > evolutions else 0.0
 
 
 def _check(meter: Meter, epoch: int, steps: int) -> None:

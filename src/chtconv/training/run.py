@@ -16,7 +16,8 @@ from chtconv.sparse_compute.acceleration import Acceleration, accelerate
 from chtconv.sparsification import sparsify
 from chtconv.topology import Topology
 from chtconv.training.config import DENSE, Config
-from chtconv.training.device import check_backend, resolve
+from chtconv.training.device import check_backend, check_machine, is_fused, resolve
+from chtconv.training.step import Step, cuda_graph
 
 _EVALUATION_BATCH = 256
 
@@ -33,6 +34,7 @@ class Run:
         optimizer: of all its parameters.
         topology: the links of its convolutions; None for a dense run.
         batches: training batches.
+        step: the training step.
         epoch: epochs done.
         metrics: a row an epoch done.
         started: UTC, ISO 8601.
@@ -45,6 +47,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     topology: Topology | None
     batches: Batches
+    step: Step
     epoch: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -84,6 +87,7 @@ class Run:
             self.topology.load_state_dict(state["topology"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.step.forget()
         if self._acceleration:
             self._acceleration.load_state_dict(state["backend"])
         self.epoch, self.metrics, self.started = state["epoch"], state["metrics"], state["started"]
@@ -127,12 +131,13 @@ def prepare(config: Config) -> Run:
     """
     machine, data = config.machine, config.data
     device = resolve(machine.device)
+    check_machine(machine, device)
     backend = check_backend(machine.backend, device, config.topology.method)
     dataset = load_dataset(
         data.dataset, image_size=data.image_size, validation=data.validation, seed=machine.seed, device=device
     )
     model = _model(config, dataset, device)
-    optimizer = _optimizer(config, model)
+    optimizer = _optimizer(config, model, device)
     batches = Batches(
         dataset.train,
         mean=dataset.mean,
@@ -145,7 +150,9 @@ def prepare(config: Config) -> Run:
     topology = _topology(config, model, optimizer, len(batches))
     if topology:
         accelerate(model, topology, backend=backend)
-    return Run(config, device, dataset, model, optimizer, topology, batches)
+    recorder = cuda_graph if machine.step == "captured" else None
+    step = Step(model, optimizer, topology, batches, device, machine.precision, recorder)
+    return Run(config, device, dataset, model, optimizer, topology, batches, step)
 
 
 def _model(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
@@ -162,13 +169,17 @@ def _model(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    settings = config.optimisation
+def _optimizer(config: Config, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    settings, fused = config.optimisation, is_fused(config.machine, device)
+    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if fused:
+        options["fused"] = True
+        if device.type == "cuda":
+            # Read by the kernel: a number would be part of it, and the same in every replay of a captured step.
+            options["lr"] = torch.tensor(settings.lr, device=device)
     if settings.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+        return torch.optim.Adam(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=settings.momentum, **options)
 
 
 def _topology(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Topology | None:
@@ -183,6 +194,7 @@ def _topology(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         method=method(settings.method, **settings.changes()),
         predictor=settings.predictor,
         graph=settings.graph,
+        windows=settings.windows,
         zeta=settings.zeta,
         zeta_schedule=settings.zeta_schedule,
         interval=max(1, round(steps / settings.evolutions_per_epoch)),
