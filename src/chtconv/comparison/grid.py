@@ -196,7 +196,7 @@ def grid_from(table: Mapping[str, Any], **values: Any) -> Grid:
         ConfigurationError: for an unknown name, with the nearest match, or a value that cannot be used.
 
     >>> grid_from({"methods": ["set", "chts"], "sparsity": 0.9, "seeds": [14], "epochs": 2}).shared
-    {'epochs': 2, 'sparsity': 0.9}
+    {'sparsity': 0.9, 'epochs': 2}
     """
     named = {PLURALS.get(key.replace("-", "_"), key.replace("-", "_")): value for key, value in table.items()}
     if len(named) < len(table):

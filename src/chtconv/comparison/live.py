@@ -30,14 +30,16 @@ class View:
 
     def ended(self, cell: Cell, outcome: Outcome) -> None:
         """A cell ended."""
+        waited = self.board[cell].state == "waiting"
         self.board.ended(cell, outcome)
-        self.finished(cell, self.board[cell])
+        if not (waited and outcome.state == "stopped"):
+            self.finished(cell, self.board[cell])
 
     def started(self, cell: Cell, entry: Entry) -> None:
         """A cell is being trained that was not a second ago."""
 
     def finished(self, cell: Cell, entry: Entry) -> None:
-        """A cell is done, stopped or failed."""
+        """A cell is done or failed, or it was stopped while it ran."""
 
     def refresh(self) -> None:
         """Show how far everything is."""

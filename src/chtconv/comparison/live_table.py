@@ -131,7 +131,7 @@ def shortened(text: str, limit: int) -> str:
     """Text of at most ``limit`` characters, without its middle: names of variants differ at their ends.
 
     >>> shortened("CHTs, layer graph, temperature 4", 24)
-    'CHTs, layer…temperature 4'
+    'CHTs, layer…emperature 4'
     """
     if len(text) <= limit:
         return text

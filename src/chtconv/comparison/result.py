@@ -13,7 +13,7 @@ from chtconv.training.config import Config
 
 # Where a run is computed, and with which kernels: that changes how it is rounded, and not what is tried. So does
 # precision, but enough to be something that one tries.
-PLACEMENT: Final = ("device", "threads", "backend")
+PLACEMENT: Final = ("device", "threads", "backend", "step", "optimizer_kernel")
 
 _USUAL: Final = Config()
 
@@ -82,8 +82,8 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run the run that it is: its configuration without what cannot change what is tried.
 
-    The data set goes by the last part of its name, device, threads and backend are left out, and what the method takes
-    no notice of has its usual value. Values that an older line lacks have their usual values too.
+    The data set goes by the last part of its name, what it was computed on and with is left out, and what the method
+    takes no notice of has its usual value. Values that an older line lacks have their usual values too.
 
     Raises:
         ConfigurationError: for a name or value that no configuration has.

@@ -59,7 +59,7 @@ def run_cells(
     Returns:
         An outcome a cell, by its name.
     """
-    folder = folder.resolve()
+    folder = folder.absolute()  # not resolved: on other machines a link may lead elsewhere
     with session.opened(folder) as here:
         work = _Work(executor, here, deadline, threads)
         outcomes: dict[str, Outcome] = {}

@@ -45,7 +45,7 @@ def table1(
     >>> {name: len(grid.cells()) for name, grid in grids.items()}
     {'cifar10': 21, 'cifar100': 21}
     >>> [cell.name for cell in grids["cifar10"].cells()][:4]
-    ['dense-seed14', 'set-0.5-seed14', 'set-0.7-seed14', 'cht-ch2-0.5-seed14']
+    ['dense-seed14', 'set-0.5-seed14', 'cht-ch2-0.5-seed14', 'cht-ch3-0.5-seed14']
     """
     for name in datasets:
         if name not in DATASETS:
