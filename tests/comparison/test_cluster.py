@@ -19,7 +19,7 @@ from chtconv.comparison.runner import run_cells
 from chtconv.errors import ConfigurationError
 
 distributed = pytest.importorskip("distributed")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are not known there")
+pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc here to look at processes in")
 CELLS = [cell(seed=seed, epochs=epochs) for seed, epochs in ((1, 6), (2, 2))]
 
 
@@ -46,7 +46,7 @@ class _Killing(View):
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=":0", silence_logs=50
     ) as cluster:
         yield cluster.scheduler_address
 
@@ -74,6 +74,21 @@ def test_a_cell_that_is_asked_to_end_goes_on_elsewhere(address: str, tmp_path: P
     with cluster_executor(address) as engine:
         assert engine.submit(_terminated_once, str(tmp_path)).result(60) == Outcome("done")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def _tune() -> None:
+    os.environ |= {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
+
+
+def _tuned() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+
+
+def test_cells_do_not_inherit_what_a_nanny_does_to_memory(address: str) -> None:
+    with distributed.Client(address) as client:
+        client.run(_tune)
+    with cluster_executor(address) as engine:
+        assert engine.submit(_tuned).result(60) == {"MALLOC_ARENA_MAX": "2"}
 
 
 def test_an_address_where_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

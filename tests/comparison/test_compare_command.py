@@ -133,7 +133,10 @@ def test_no_run_begins_after_the_time_limit(chtconv: Run, command: list[str], tm
     assert "2 stopped in time; the same command goes on with what is missing" in out
 
 
-def test_after_ctrl_c_the_same_command_goes_on(tmp_path: Path, command: list[str], compared: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_after_ctrl_c_the_same_command_goes_on(
+    tmp_path: Path, command: list[str], compared: Path, sent: signal.Signals
+) -> None:
     """Ends with the same bits as a run that was never stopped."""
     words = [*command[: command.index("--out")], "--out", str(tmp_path / "runs")]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -144,10 +147,12 @@ def test_after_ctrl_c_the_same_command_goes_on(tmp_path: Path, command: list[str
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: any((tmp_path / "runs").glob(".session-*/set*")), interrupted)
-    interrupted.send_signal(signal.SIGINT)
+    interrupted.send_signal(sent)
     _, error = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130, error
     assert "the same command goes on" in error
+    if sent == signal.SIGTERM:
+        return
     done = subprocess.run([sys.executable, "-m", "chtconv", *words], **start, timeout=200)
     assert done.returncode == 0, done.stderr
     for name in ("set-0.9-seed0", "set-0.9-seed1"):

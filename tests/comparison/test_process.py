@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from chtconv.comparison.outcome import Outcome, Task
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP, run_cell
 from chtconv.training.files import locked
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are not known there")
+pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc here to look at processes in")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """A cell sets the threads of its process, which here is that of all tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -70,6 +78,15 @@ def test_a_failure_is_forgotten_when_the_next_attempt_begins(child: Callable[[st
     child('print(\'{"state": "done"}\')')
     assert run_cell(task(tmp_path)).state == "done"
     assert not (tmp_path / "cell/failure.json").exists()
+
+
+def test_a_first_epoch_that_lasts_beyond_the_deadline_is_stopped(child: Callable[[str], None], tmp_path: Path) -> None:
+    child(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    began = time.time()
+    assert run_cell(task(tmp_path, deadline=began + 3)) == TIME_IS_UP
+    assert 3 <= time.time() - began < 60
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+    assert reason(tmp_path) is None
 
 
 def test_after_its_deadline_nothing_starts(child: Callable[[str], None], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -50,19 +50,16 @@ class Board:
     Args:
         cells: all of them, in order.
         folder: of their run folders.
-        known: accuracies of those that were completed elsewhere, by name; None if there is none.
     """
 
-    def __init__(self, cells: Sequence[Cell], folder: Path, known: Mapping[str, float | None] | None = None) -> None:
+    def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
         self.cells: Final = list(cells)
         self._folder = folder
         self._seen: dict[str, tuple[int, int]] = {}
         self._entries = {cell.name: Entry(cell.config.optimisation.epochs) for cell in cells}
         for name, entry in self._entries.items():
             self._read(name)
-            if known and name in known:
-                entry.state, entry.accuracy = "done", known[name]
-            elif (folder / name / SUMMARY).exists():
+            if (folder / name / SUMMARY).exists():
                 entry.state = "done"
 
     def __getitem__(self, cell: Cell) -> Entry:

@@ -25,7 +25,7 @@ METHOD_NAMES: Final = MappingProxyType(
         "shuffled": "shuffled scores",
         "occupancy": "slice occupancy",
         "input_degree": "input degree",
-    "in_bounds": "share of windows",
+        "in_bounds": "share of windows",
     }
 )
 

@@ -8,12 +8,14 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from chtconv.comparison.grid import DEFAULT_AXES, PLURALS, Grid, grid_from, read_toml
 from chtconv.comparison.rendering import text
@@ -111,6 +113,7 @@ def compare_command(options: argparse.Namespace) -> int:
         engine = stack.enter_context(_engine(options, jobs))
         deadline = None if limit is None else began + limit
         try:
+            stack.enter_context(_interrupted_by_sigterm())
             for study in studies:
                 study.run(engine, deadline=deadline, threads=_threads(options, jobs), stream=sys.stderr)
         except KeyboardInterrupt:
@@ -122,6 +125,23 @@ def compare_command(options: argparse.Namespace) -> int:
     left = [study.ending() for study in studies]
     print("\n".join(words for words, _ in left))
     return max(code for _, code in left)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM, which batch systems send, for Ctrl-C: runs elsewhere are told to stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _grids(options: argparse.Namespace) -> dict[str, Grid]:

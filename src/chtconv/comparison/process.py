@@ -34,6 +34,10 @@ _CHILD: Final = (
 )
 
 
+class _OutOfTime(Exception):  # noqa: N818 - an event, not a mistake in the program
+    """The deadline passed while a cell was being trained."""
+
+
 def run_cell(task: Task) -> Outcome:
     """Train a cell in a process of its own, and wait for it.
 
@@ -48,6 +52,8 @@ def run_cell(task: Task) -> Outcome:
             outcome, printed = _attempt(task, mark)
     except session.SessionEnded:
         return INTERRUPTED
+    except _OutOfTime:
+        return TIME_IS_UP
     except (ConfigurationError, StorageError) as error:
         outcome = Outcome("failed", str(error))
     except Exception as error:
@@ -83,7 +89,7 @@ def _attempt(task: Task, mark: session.Mark) -> tuple[Outcome, str]:
         )
         try:
             _send(process, task)
-            answer = _wait(process, mark)
+            answer = _wait(process, mark, task.deadline)
             printed = _end_of(errors)
             return _outcome(process.returncode, answer, printed), printed
         finally:
@@ -108,8 +114,10 @@ def _send(process: "subprocess.Popen[bytes]", task: Task) -> None:
         process.stdin.flush()
 
 
-def _wait(process: "subprocess.Popen[bytes]", mark: session.Mark) -> bytes:
+def _wait(process: "subprocess.Popen[bytes]", mark: session.Mark, deadline: float | None) -> bytes:
     while True:
+        if deadline is not None and time.time() >= deadline:
+            raise _OutOfTime  # in its first epoch, of which nobody knew how long it would be
         try:
             process.wait(_LOOK_EVERY)
         except subprocess.TimeoutExpired:
