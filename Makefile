@@ -48,6 +48,7 @@ bench: $(VENV)/.installed  ## every benchmark, beside its baselines: three quart
 	$(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/sparse_compute.py
+	$(BIN)/python benchmarks/training.py
 
 evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: days on 2 cores, resumable; see docs/evidence.md
 	$(BIN)/chtconv compare experiments/screening.toml --jobs 2 --out runs/screening --results results/screening.jsonl

@@ -21,14 +21,14 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def append(path: Path, benchmark: str, configuration: dict[str, Any], **content: Any) -> None:
+def append(path: Path, benchmark: str, configuration: dict[str, Any], *, device: str = "cpu", **content: Any) -> None:
     """Adds a line: the benchmark, how it was configured, what it measured, and on what."""
     line = {
         "benchmark": benchmark,
         "configuration": configuration,
         **content,
         "versions": environment.versions(),
-        "hardware": environment.hardware(torch.device("cpu")),
+        "hardware": environment.hardware(torch.device(device)),
         "commit": environment.commit(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -1,6 +1,6 @@
 """A process in which one way of computing is timed; see processes.py, which starts it and asks.
 
-Its argument is a JSON object: "kind" (training, inference or layers), "threads", and what the class of that kind takes.
+Its argument is a JSON object: "kind" (a name in KINDS), "threads", and what the class of that kind takes.
 It answers in JSON lines: first which actions there are, then the seconds of each action that it is asked for.
 """
 
@@ -17,6 +17,7 @@ import torch
 from common import seconds
 from layer_passes import Layers
 from sparse_ways import Inference, Training
+from training_loops import Chtconv, Plain, Product, Updates
 
 # Actions that take less are repeated, and the mean is taken.
 LEAST = 0.05
@@ -43,7 +44,15 @@ class Memory:
         return 0
 
 
-KINDS: dict[str, Callable[..., Any]] = {"training": Training, "inference": Inference, "layers": Layers}
+KINDS: dict[str, Callable[..., Any]] = {
+    "training": Training,
+    "inference": Inference,
+    "layers": Layers,
+    "chtconv": Chtconv,
+    "plain": Plain,
+    "product": Product,
+    "updates": Updates,
+}
 
 
 def mean_seconds(action: Callable[[], object], expected: float | None) -> float:

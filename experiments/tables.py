@@ -262,6 +262,38 @@ def sparse_plot() -> str:
     return f"![Times against sparsity, and the roofline](../results/{name})" if drawn else ""
 
 
+def training() -> str:
+    """Images a second of whole training steps: the latest line of each device, width, precision and optimizer."""
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in read("benchmarks.jsonl"):
+        if line["benchmark"] == "training":
+            key = tuple(line["configuration"].get(name) for name in ("device", "width", "precision", "optimizer"))
+            latest[key] = line
+    if not latest:
+        return ""
+    rows, together, updates = [], [], []
+    for line in latest.values():
+        title = f"width {line['configuration']['width']:g}, {line['configuration']['precision']}"
+        *ways, product = line["rows"]
+        for row in ways:
+            values = [row.get(key) for key in ("sparse_layers", "of_plain", "of_keeping", "of_matrix_rate")]
+            rows.append([f"{title}: {row['name']}", f"{row['images_per_second']:.0f}", *map(_value, values)])
+        rows.append([f"{title}: {product['name']}", f"{product['flops_a_second'] / 1e12:.2f} TFLOP/s", *[""] * 4])
+        for row in line["updates"]:
+            name = f"width {line['configuration']['width']:g}: {row['name']}"
+            updates.append([name, f"{1000 * row['seconds']:.1f}", _value(row.get("of_plain"))])
+        for row in line["at_once"]:
+            rate = f"{row['images_per_second']:.0f}"
+            together.append([f"{title}: {row['name']}", rate, _value(row.get("of_one"))])
+    header = ["training steps", "images a second", "sparse layers", "times the plain loop", "the same, keeping memory"]
+    tables = [markdown([*header, "of the matrix rate"], rows)]
+    if updates:
+        tables.append(markdown(["optimizer step", "ms", "of plain"], updates))
+    if together:
+        tables.append(markdown(["runs", "images a second, together", "times one run"], together))
+    return "\n\n".join(tables)
+
+
 # The tables by file, and by name.
 TABLES = {
     "README.md": {
@@ -277,6 +309,7 @@ TABLES = {
     },
     "docs/distributed.md": {"distributed": distributed},
     "docs/enforcement.md": {"checkpoint": checkpoint},
+    "docs/training-speed.md": {"training": training},
     "docs/sparse-compute.md": {
         "sparse_plot": sparse_plot,
         "sparse_layers": sparse_layers,

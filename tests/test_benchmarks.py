@@ -1,5 +1,6 @@
 """What the benchmarks measure by names of functions must still be there, and add up."""
 
+import argparse
 import importlib
 import importlib.util
 import time
@@ -31,10 +32,15 @@ def test_the_stages_of_an_evolution_are_all_there_and_within_its_time(graph, mon
     assert topology.evolutions == 1
 
 
-def test_the_table_of_stages_shows_shares(monkeypatch):
+@pytest.fixture
+def tables():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_stages_shows_shares(tables, monkeypatch):
     rows = [
         {"graph": graph, "ratio": 0.25, "stages": {"removal": a, "top-k": 1.0}} for graph, a in (("A", 3), ("B", 1))
     ]
@@ -44,3 +50,106 @@ def test_the_table_of_stages_shows_shares(monkeypatch):
     assert table[0] == "| stage of an evolution | A graph | B graph |"
     assert "| removal | 75.0% | 50.0% |" in table
     assert "| seconds, profiled | 4 | 2 |" in table
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """The benchmark of whole training steps."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("training")
+
+
+def quick(training, **values):
+    shared = {"device": "cpu", "threads": 1, "batch": 16, "optimizer": "sgd"}
+    return argparse.Namespace(**shared | training.QUICK | {"images": 64, "product": 64} | values)
+
+
+def test_ways_of_training_train_and_say_what_they_compute(training, monkeypatch):
+    kinds, about = importlib.import_module("ways").KINDS, {}
+    specs = training.ways(quick(training), 1 / 16, "float32")
+    assert list(specs) == [training.PLAIN, training.KEEPING, "dense", "fused, dense", "90%", "fused, 90%", "product"]
+    for name, spec in specs.items():
+        if name == training.KEEPING:
+            continue
+        rest = {key: value for key, value in spec.items() if key not in ("kind", "threads")}
+        subject = kinds[spec["kind"]](**rest | ({"backend": "sparse"} if "90%" in name else {}))
+        try:
+            assert list(subject.actions) == ["product" if name == "product" else "steps"]
+            before = [each.detach().clone() for each in parameters(subject)]
+            next(iter(subject.actions.values()))()
+            assert all(not torch.equal(a, b) for a, b in zip(before, parameters(subject), strict=True))
+            about[name] = subject.about
+        finally:
+            getattr(subject, "close", lambda: None)()
+    model = chtconv.models.build_model("vgg16", 10, seed=0, width=1 / 16, head=64)
+    dense = chtconv.count_flops(model, torch.zeros(1, 3, 32, 32)).dense_step
+    assert {name: each["flops"] for name, each in about.items() if "90%" not in name} == {
+        training.PLAIN: dense, "dense": dense, "fused, dense": dense, "product": 2 * 64**3,
+    }  # fmt: skip
+    if chtconv.sparse_compute.library.library() is not None:
+        assert about["90%"]["sparse_layers"] == "13 of 13"
+        assert about["90%"]["flops"] < 0.2 * dense
+    assert {each.get("images") for each in about.values()} == {2 * 16, None}
+
+
+def parameters(subject):
+    trained = getattr(subject, "_trained", None)
+    model = trained[0].run.model if trained else getattr(subject, "_model", None)
+    return list(model.parameters())[-1:] if model is not None else []
+
+
+def test_several_runs_in_one_process_each_make_their_steps(training):
+    spec = training.trained(quick(training), 1 / 16, "float32") | {"at_once": 2, "method": "dense"}
+    subject = importlib.import_module("training_loops").Chtconv(**{k: v for k, v in spec.items() if k != "threads"})
+    subject.close()
+    assert subject.about["images"] == 2 * 2 * 16
+    assert len(subject._trained) == 2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_updates_are_made_in_every_way(training, optimizer):
+    subject = importlib.import_module("training_loops").Updates(optimizer, width=1 / 16, head=8)
+    assert list(subject.actions) == ["plain", "foreach", "fused"]
+    for update in subject.actions.values():
+        weight = update.__self__.param_groups[0]["params"][0]
+        before = weight.detach().clone()
+        update()
+        assert not torch.equal(weight, before)
+
+
+def test_rates_are_compared_by_round(training):
+    times = {training.PLAIN: [4.0, 2.0, 4.0], training.KEEPING: [2.0, 2.0, 2.0], "90%": [1.0, 1.0, 2.0]}
+    about = {name: {"images": 10, "flops": 6.0} for name in times} | {"90%": {"images": 5, "flops": 3.0}}
+    plain, keeping, sparse = training.rows(times, about, 120.0)
+    assert (plain["images_per_second"], keeping["images_per_second"]) == (2.5, 5.0)
+    assert (plain["of_matrix_rate"], keeping["of_matrix_rate"]) == (0.125, 0.25)
+    assert "of_plain" not in plain
+    assert sparse["of_plain"]["median"] == 1.0
+    assert sparse["of_keeping"] == {"low": 0.5, "median": 1.0, "high": 1.0}
+
+
+def test_the_table_of_training_has_the_latest_line_of_each_width_and_precision(tables, monkeypatch):
+    def line(width, precision, rate, device="cpu"):
+        ratio = {"low": 1.0, "median": 1.5, "high": 2.0}
+        rows = [
+            {"name": "plain", "images_per_second": rate, "of_matrix_rate": 0.25},
+            {"name": "dense", "images_per_second": 2 * rate, "of_matrix_rate": 0.5, "of_plain": ratio},
+            {"name": "one matrix product", "flops_a_second": 2e12},
+        ]
+        configuration = {"width": width, "precision": precision, "device": device}
+        at_once = [{"name": "2 at once", "images_per_second": rate, "of_one": ratio}]
+        updates = [{"name": "adam, fused", "seconds": 0.01, "of_plain": ratio}]
+        parts = {"rows": rows, "updates": updates, "at_once": at_once}
+        return {"benchmark": "training", "configuration": configuration} | parts
+
+    lines = [line(1.0, "bf16", 99), line(0.25, "float32", 3), line(1.0, "bf16", 7)]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    table = tables.training()
+    assert "| width 0.25, float32: plain | 3 |" in table
+    assert "| width 1, bf16: dense | 14 |  | 1.500 (1.000 to 2.000) |  | 0.5 |" in table
+    assert "| width 1, bf16: 2 at once | 7 | 1.500 (1.000 to 2.000) |" in table
+    assert "| width 0.25: adam, fused | 10.0 | 1.500 (1.000 to 2.000) |" in table
+    assert "2.00 TFLOP/s" in table
+    assert "99" not in table
+    monkeypatch.setattr(tables, "read", lambda name: [])
+    assert tables.training() == ""

@@ -23,7 +23,7 @@ OPTIONS = """
     --dataset --image-size --validation --batch-size --flip --no-flip --crop
     --model --width --head --dropout
     --method --predictor --graph --sparsity --layers --zeta --zeta-schedule --evolutions-per-epoch --stop-fraction
-    --allocation --distribution --removal --regrowth --density --initial-sparsity --temperature --explore --early-stop
+    --windows --allocation --distribution --removal --regrowth --density --initial-sparsity --temperature --explore --early-stop
     --prune-dead --no-prune-dead
     --epochs --optimizer --lr --momentum --weight-decay --warmup-epochs --schedule --final-lr --decay-end
     --seed --device --precision --backend --step --optimizer-kernel --threads
@@ -104,7 +104,7 @@ def test_version(chtconv: Run) -> None:
         ("train --method sett", "unknown method 'sett': did you mean 'set'?"),
         ("train --predictor ch4", "unknown predictor 'ch4'"),
         ("train --graph kernal", "unknown graph 'kernal': did you mean 'kernel'?"),
-        ("train --model vgg61", "unknown model 'vgg61': did you mean 'vgg16'?"),
+        ("train --model vg16", "unknown model 'vg16': did you mean 'vgg16'?"),
         ("train --recipe paper-cifar1", "unknown recipe 'paper-cifar1': did you mean 'paper-cifar10'?"),
         ("train --layers features.1", "layers='features.1' matches no layer"),
         ("train --dataset ./nowhere", "nowhere"),

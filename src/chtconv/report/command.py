@@ -1,6 +1,7 @@
 """``chtconv report``: a folder of runs as one HTML page."""
 
 import argparse
+import importlib.util
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from chtconv.training.files import write_atomically
 
 OPTIONS: Final = ("out",)
 _SUFFIXES: Final = (".html", ".htm")
+_PACKAGES: Final = ("matplotlib", "jinja2", "scipy")
 
 
 def add_command(commands: Any) -> None:
@@ -36,7 +38,12 @@ def report_command(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else folder.resolve().parent / f"{folder.resolve().name}.html"
     if out.suffix.lower() not in _SUFFIXES:
         raise ConfigurationError(f"--out {str(out)!r}: accepted is a file that ends in {' or '.join(_SUFFIXES)}.")
-    # Only here: the page needs packages that the rest of the command line does without.
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigurationError(
+                f"the report needs {package}, which is not installed: pip install 'chtconv[compare]'"
+            )
+    # Only here: the rest of the command line does without these packages.
     from chtconv.report.page import page
     from chtconv.report.reading import read
 

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any, Final
 
 from chtconv.comparison.paper import TITLES
 from chtconv.report.naming import dataset_name
+from chtconv.report.provenance import commits, dates, distinct, hardware, versions
 from chtconv.report.run import Comparison, Row, Run, State, number, table
 from chtconv.training.config import SECTIONS
 
@@ -41,16 +41,16 @@ def facts(comparison: Comparison) -> Facts:
     lines = [
         ("runs", counted(comparison.runs)),
         ("data", "; ".join(_data(comparison.done))),
-        ("network", "; ".join(_distinct(_network(config) for config in configs))),
-        ("training", "; ".join(_distinct(_training(config) for config in configs))),
+        ("network", "; ".join(distinct(_network(config) for config in configs if "model" in config))),
+        ("training", "; ".join(distinct(_training(config) for config in configs if "optimizer" in config))),
         (
             "varied",
             "; ".join(f"{name.replace('_', ' ')} {', '.join(found)}" for name, found in _varying(configs).items()),
         ),
-        ("hardware", "; ".join(_hardware(comparison.done))),
-        ("versions", "; ".join(_versions(comparison.done))),
-        ("source", "; ".join(_commits(comparison.done))),
-        ("dates", _dates(comparison.done)),
+        ("hardware", "; ".join(hardware(comparison.done))),
+        ("versions", "; ".join(versions(comparison.done))),
+        ("source", "; ".join(commits(comparison.done))),
+        ("dates", dates(comparison.done)),
     ]
     return Facts(_title(comparison), [line for line in lines if line[1]], _shared(configs), _warnings(comparison))
 
@@ -93,7 +93,7 @@ def _data(runs: Iterable[Run]) -> list[str]:
         numbers = {name: number(sizes, name) for name in ("train", "validation", "test", "classes")}
         words = ", ".join(f"{value:,.0f} {_IMAGES[name]}" for name, value in numbers.items() if value)
         found.append(f"{dataset_name(run)}: {words}" if words else dataset_name(run))
-    return _distinct(found)
+    return distinct(found)
 
 
 _IMAGES: Final = {
@@ -117,7 +117,7 @@ def _training(config: Row) -> str:
 def _varying(configs: Sequence[Row]) -> dict[str, list[str]]:
     """Values of topology and seed that differ between runs."""
     names = [*SECTIONS["topology"], "seed"]
-    found = {name: _sorted(config.get(name) for config in configs) for name in names}
+    found = {name: _sorted(config[name] for config in configs if name in config) for name in names}
     return {
         name: [*values[:_MOST_VALUES], *(["..."] if len(values) > _MOST_VALUES else [])]
         for name, values in found.items()
@@ -137,54 +137,11 @@ def _size(value: Any) -> float:
 def _shared(configs: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
     found = []
     for section, settings in SECTIONS.items():
-        values = [(name, _distinct(shown(config.get(name)) for config in configs)) for name in settings]
+        values = [(name, distinct(shown(each[name]) for each in configs if name in each)) for name in settings]
         alike = [(name.replace("_", " "), texts[0]) for name, texts in values if len(texts) == 1]
         if alike:
             found.append((section, alike))
     return found
-
-
-def _hardware(runs: Iterable[Run]) -> list[str]:
-    found = []
-    for run in runs:
-        hardware, precision = table(run.summary, "hardware"), run.config.get("precision")
-        device, cpu, threads = (hardware.get(name) for name in ("device", "cpu", "threads"))
-        where = f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else f"{device} ({cpu})"
-        found.append(f"{where}, {precision}" if hardware else "")
-    return _distinct(found)
-
-
-def _versions(runs: Iterable[Run]) -> list[str]:
-    tables = (table(run.summary, "versions") for run in runs)
-    return _distinct(", ".join(f"{name} {version}" for name, version in each.items()) for each in tables)
-
-
-def _commits(runs: Iterable[Run]) -> list[str]:
-    tables = (table(run.summary, "commit") for run in runs)
-    return _distinct(
-        f"commit {str(each.get('revision'))[:10]}{' with changes' if each.get('dirty') else ''}"
-        for each in tables
-        if each
-    )
-
-
-def _dates(runs: Sequence[Run]) -> str:
-    started = sorted(str(run.summary["started"]) for run in runs if run.summary.get("started"))
-    finished = sorted(str(run.summary["finished"]) for run in runs if run.summary.get("finished"))
-    return f"{_moment(started[0])} to {_moment(finished[-1])} UTC" if started and finished else ""
-
-
-def _moment(text: str) -> str:
-    """A moment of ISO 8601 as people read it, in UTC; other text as it is.
-
-    >>> _moment("2026-11-24T04:15:06+01:00"), _moment("yesterday")
-    ('2026-11-24 03:15', 'yesterday')
-    """
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M")
 
 
 def _warnings(comparison: Comparison) -> list[str]:
@@ -194,16 +151,12 @@ def _warnings(comparison: Comparison) -> list[str]:
     seeds = {tuple(sorted({run.seed or 0 for run in group.done})) for group in comparison.groups if group.done}
     if len(seeds) > 1:
         found.append("Variants have different seeds so far; differences are paired by the seeds that both have.")
-    if len(_versions(runs)) > 1:
+    if len(versions(runs)) > 1:
         found.append("Runs were made with different versions.")
-    if len(_commits(runs)) > 1:
+    if len(commits(runs)) > 1:
         found.append("Runs were made from different commits of the source.")
     if any(table(run.summary, "commit").get("dirty") for run in runs):
         found.append("Some runs were made from source with uncommitted changes.")
-    if len(_hardware(runs)) > 1:
+    if len(hardware(runs)) > 1:
         found.append("Runs were made on different hardware, threads or precision: do not compare their times.")
     return found
-
-
-def _distinct(texts: Iterable[str]) -> list[str]:
-    return [text for text in dict.fromkeys(texts) if text]

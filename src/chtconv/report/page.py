@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
-from chtconv.errors import ConfigurationError
+from jinja2 import Environment, StrictUndefined, Template
+
 from chtconv.report.facts import Facts, counted, facts
 from chtconv.report.results import PageTable, results
 from chtconv.report.run import Comparison
@@ -42,9 +43,6 @@ def page(comparisons: Sequence[Comparison]) -> str:
 
     Args:
         comparisons: as :func:`chtconv.report.reading.read` found them.
-
-    Raises:
-        ConfigurationError: where a package is missing that draws or lays out.
     """
     parts = [
         Part(f"c{index}", found, sections(comparison, f"c{index}"))
@@ -86,15 +84,9 @@ def _legend(tables: Iterable[PageTable]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(entry for table in tables for entry in table.legend))
 
 
-def _template() -> Any:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise ConfigurationError(
-            "the report needs jinja2, which is not installed: pip install 'chtconv[compare]'"
-        ) from error
+def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource("page.html.jinja"))
+    return environment.from_string(_resource("page.html"))
 
 
 def _style() -> str:

@@ -51,8 +51,10 @@ def random_kernels(layer: LayerLinks, at_most: Shares) -> Shares:
 def random_deviation(layer: LayerLinks) -> float:
     """Expected standard deviation of the links of input channels, as a share of their mean."""
     kernels, channels = layer.shape[:2]
-    whole, part = kernels * channels * layer.positions.size, kernels * layer.positions.size
-    return float(stats.hypergeom(whole, part, layer.links).std()) * channels / max(1, layer.links)
+    whole, mean = kernels * channels * layer.positions.size, layer.links / channels
+    # Of the hypergeometric distribution; scipy's own would compute its skewness too, and divide by zero.
+    variance = mean * (1 - 1 / channels) * (whole - layer.links) / max(1, whole - 1)
+    return float(np.sqrt(variance)) / mean if mean else 0.0
 
 
 def _at_most(layer: LayerLinks, part: int, counts: Shares) -> Shares:

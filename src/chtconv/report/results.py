@@ -44,7 +44,7 @@ def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[st
             line = result_line(run.summary, run.metrics, run.records, run.variant)
             identity(line["config"])
             tables([line])
-        except (ConfigurationError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (ConfigurationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             problems.append(f"{run.name} is left out of the tables: {type(error).__name__}: {error}")
         else:
             lines.append(line)

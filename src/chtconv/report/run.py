@@ -1,6 +1,5 @@
 """What the page knows of a run and of a comparison: values that may be missing, and never a NaN that is shown."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from chtconv.training.config import DENSE
 
 State = Literal["done", "running", "stopped", "failed", "waiting", "unreadable"]
 Row: TypeAlias = Mapping[str, Any]
+_LARGEST: Final = 1e30
 BASELINES: Final = (DENSE, "set", "rigl")
 
 
@@ -22,9 +22,10 @@ def number(row: Row, key: str) -> float | None:
     (0.5, None, None)
     """
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    # Larger ones are damage, and nothing that can be drawn or squared.
+    return float(value) if abs(value) < _LARGEST else None
 
 
 def table(row: Row, key: str) -> Row:
@@ -101,6 +102,11 @@ class Group:
     def done(self) -> list[Run]:
         """Those that are complete."""
         return [run for run in self.runs if run.state == "done"]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of them has something to show."""
+        return any(run.state == "done" or run.metrics for run in self.runs)
 
     @property
     def is_baseline(self) -> bool:

@@ -1,11 +1,11 @@
 """The parts of a comparison on the page, each with its figures, or with a sentence on why there are none."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from chtconv.report.figures import accuracy, cost, degrees, evolution, positions, scores, slices
-from chtconv.report.figures.layers import Runs
+from chtconv.report.figures import accuracy, against, cost, degrees, evolution, positions, scores, slices
+from chtconv.report.figures.layers import Layers, Runs
 from chtconv.report.figures.picture import Panel, Picture, panels
 from chtconv.report.masks import links_of
 from chtconv.report.results import PageTable, run_list
@@ -23,13 +23,13 @@ class Section:
     Attributes:
         heading: what it is about.
         text: what the reader should know first, or why there is nothing to see.
-        pictures: its figures.
+        pictures: its figures by subheading; none where the subheading is empty.
         tables: its tables.
     """
 
     heading: str
     text: str = ""
-    pictures: Sequence[Picture] = ()
+    pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
     tables: Sequence[PageTable] = ()
 
 
@@ -40,10 +40,8 @@ def sections(comparison: Comparison, key: str) -> list[Section]:
         comparison: its runs.
         key: a word that no other comparison of the page has.
     """
-    drawn = [*accuracy.curves(comparison, key), *accuracy.seeds(comparison, key)]
-    drawn += accuracy.against_sparsity(comparison, key)
     return [
-        Section("Accuracy", "" if drawn else "No run has finished an epoch.", drawn),
+        _accuracy(comparison, key),
         _evolution(comparison, key),
         _links(comparison, key),
         _scores(comparison, key),
@@ -52,23 +50,29 @@ def sections(comparison: Comparison, key: str) -> list[Section]:
     ]
 
 
+def _accuracy(comparison: Comparison, key: str) -> Section:
+    drawn = [*against.against_sparsity(comparison, key), *accuracy.curves(comparison, key)]
+    drawn += accuracy.seeds(comparison, key)
+    return Section("Accuracy", "" if drawn else "No run has finished an epoch.", {"": drawn})
+
+
 def _evolution(comparison: Comparison, key: str) -> Section:
     drawn = evolution.pictures(comparison, f"{key}evolution")
     none = "No complete run has evolved its links."
-    return Section("Evolution of the links", "" if drawn else none, drawn)
+    return Section("Evolution of the links", "" if drawn else none, {"": drawn})
 
 
 def _scores(comparison: Comparison, key: str) -> Section:
     drawn = scores.pictures(comparison, f"{key}score")
     none = "No complete run predicts links."
-    return Section("Link scores", "" if drawn else none, drawn)
+    return Section("Link scores", "" if drawn else none, {"": drawn})
 
 
 def _cost(comparison: Comparison, key: str) -> Section:
-    drawn = [*cost.times(comparison, key), *cost.flops(comparison, key)]
+    drawn = [*cost.times(comparison, key), *against.against_flops(comparison, key)]
     flops = any(run.summary.get("flops") for run in comparison.done)
     none = "" if flops or not comparison.done else "These runs did not record floating point operations."
-    return Section("Time and arithmetic", none if drawn else "No run is complete.", drawn)
+    return Section("Time and arithmetic", none if drawn else "No run is complete.", {"": drawn})
 
 
 def _links(comparison: Comparison, key: str) -> Section:
@@ -76,15 +80,28 @@ def _links(comparison: Comparison, key: str) -> Section:
     links, problems = _all_links(comparison)
     if not links:
         return Section("Where links went", " ".join(["No complete run has masks of convolutions.", *problems]))
-    drawn = [picture for panel in panels(comparison, f"{key}links") for picture in _of_panel(panel, links)]
+    here = [(panel, _of_groups(panel, links)) for panel in panels(comparison, f"{key}links")]
+    known = [(panel, runs) for panel, runs in here if runs]
     maps, left_out = _maps(comparison, key, links)
     if left_out:
         problems.append(f"Kernel positions are drawn for the highest sparsities only, not for {left_out}.")
-    return Section("Where links went", " ".join(problems), [*drawn, *maps], [_layer_table(comparison, links)])
+    drawn = {
+        "Slices": _drawn(known, slices.distribution, slices.empty_by_layer),
+        "Degrees of channels": _drawn(known, degrees.sources, degrees.kernels, degrees.spread_by_layer),
+        "Kernel positions": maps,
+    }
+    return Section("Where links went", " ".join(problems), drawn, [_layer_table(comparison, links)])
+
+
+def _drawn(
+    known: Sequence[tuple[Panel, dict[str, Runs]]], *kinds: Callable[[Panel, Mapping[str, Runs]], Picture | None]
+) -> list[Picture]:
+    found = [kind(panel, runs) for kind in kinds for panel, runs in known]
+    return [picture for picture in found if picture]
 
 
 def _all_links(comparison: Comparison) -> tuple[Links, list[str]]:
-    found: dict[tuple[str, float], list[Sequence]] = {}
+    found: dict[tuple[str, float], list[Layers]] = {}
     problems = []
     for group in comparison.groups:
         for run in group.done:
@@ -93,19 +110,6 @@ def _all_links(comparison: Comparison) -> tuple[Links, list[str]]:
             if layers:
                 found.setdefault((group.variant, group.sparsity), []).append(layers)
     return found, problems
-
-
-def _of_panel(panel: Panel, links: Links) -> Iterator[Picture]:
-    here = _of_groups(panel, links)
-    if not here:
-        return
-    drawn = slices.distribution(panel, here), slices.empty_by_layer(panel, here)
-    yield from (picture for picture in drawn if picture)
-    yield degrees.sources(panel, here)
-    kernels = degrees.kernels(panel, here)
-    if kernels:
-        yield kernels
-    yield degrees.spread_by_layer(panel, here)
 
 
 def _of_groups(panel: Panel, links: Links) -> dict[str, Runs]:

@@ -1,7 +1,7 @@
 """Numbers over time: of a run, and their mean over runs. What is absent is NaN here, and is never shown."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,20 +33,25 @@ Course = tuple[Values, Values]
 
 
 def curve(run: Run, key: str) -> Course:
-    """A value of metrics.jsonl, times 1, by epoch."""
-    rows = [row for row in run.metrics if number(row, "epoch") is not None]
-    return np.array([_nan(row, "epoch") for row in rows]), np.array([_nan(row, key) for row in rows])
+    """A value of metrics.jsonl by epoch; of two rows of an epoch the later one counts."""
+    found = {_nan(row, "epoch"): _nan(row, key) for row in run.metrics if number(row, "epoch") is not None}
+    return _course(found)
 
 
 def evolutions(run: Run, value: Callable[[Sequence[Row]], float]) -> Course:
     """A value of all layers' rows of an evolution, by the epochs that were done then."""
     steps = run.steps_per_epoch
-    found: dict[float, list[Row]] = {}
+    rows: dict[float, list[Row]] = {}
     for row in run.records:
         step = number(row, "step")
         if steps and step is not None:
-            found.setdefault(step / steps, []).append(row)
-    return np.array(list(found)), np.array([value(rows) for rows in found.values()])
+            rows.setdefault(step / steps, []).append(row)
+    return _course({epochs: value(layers) for epochs, layers in rows.items()})
+
+
+def _course(found: Mapping[float, float]) -> Course:
+    x = sorted(found)
+    return np.array(x), np.array([found[each] for each in x])
 
 
 def ratio(above: str, below: str) -> Callable[[Sequence[Row]], float]:

@@ -1,18 +1,16 @@
-"""Accuracy: over epochs, of every run, and against sparsity."""
+"""Accuracy: over epochs, and of every run."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from chtconv.report.figures.lines import band, group_means, whole_numbers
-from chtconv.report.figures.picture import Panel, Picture, draw, listed, panels, percent, short
-from chtconv.report.figures.style import GREY, HEIGHT, styles
+from chtconv.report.figures.picture import Panel, Picture, draw, listed, panels, short
+from chtconv.report.figures.rows import dots
 from chtconv.report.run import Comparison, Group, number
 from chtconv.report.series import Values, curve
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 NAMES: Final = {"test_accuracy": "test accuracy", "validation_accuracy": "accuracy on held-out images"}
 # Share of an accuracy curve that may lie below the axis: the first epochs are near chance, and say nothing.
@@ -32,7 +30,7 @@ def _curve(panel: Panel, measure: str) -> Picture | None:
     if not means and not unfinished:
         return None
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         for variant, mean in means.items():
             band(axes, panel, variant, mean, scale=100)
         labelled = set(means)
@@ -56,7 +54,7 @@ def _curve(panel: Panel, measure: str) -> Picture | None:
     )
 
 
-def _begin_late(axes: "Axes", means: Sequence[Values]) -> None:
+def _begin_late(axes: Axes, means: Sequence[Values]) -> None:
     values = np.concatenate(means) if means else np.array([])
     values = values[np.isfinite(values)]
     if len(values) > 20:
@@ -66,7 +64,7 @@ def _begin_late(axes: "Axes", means: Sequence[Values]) -> None:
 
 def seeds(comparison: Comparison, key: str) -> list[Picture]:
     """The last accuracy of every run beside the mean of its group, a picture a panel."""
-    found = [_seeds(panel, comparison.measure) for panel in panels(comparison, f"{key}seed")]
+    found = [_seeds(panel, comparison.measure) for panel in panels(comparison, f"{key}seed", split=False)]
     return [picture for picture in found if picture]
 
 
@@ -76,19 +74,9 @@ def _seeds(panel: Panel, measure: str) -> Picture | None:
     if not values:
         return None
     name = NAMES[measure]
-
-    def paint(axes: "Axes") -> None:
-        for index, (variant, found) in enumerate(values.items()):
-            style = panel.styles[variant]
-            axes.plot(found, np.full(len(found), index), style.marker, color=style.color, markerfacecolor="none")
-            axes.plot([found.mean()] * 2, [index - 0.32, index + 0.32], color=style.color, linewidth=2)
-        axes.set_yticks(range(len(values)), [short(variant, 28) for variant in values])
-        axes.set_ylim(len(values) - 0.5, -0.5)
-
     means = {variant: float(found.mean()) for variant, found in values.items()}
-    height = 0.95 + 0.26 * len(values)
     return Picture(
-        draw(panel.key, paint, title=f"Every run, {panel.title}", x=f"{name}, %", y="", height=height, legend=False),
+        dots(panel, "", values, title=f"Every run, {panel.title}", x=f"{name}, %"),
         f"Dot plot: {name} of every run at {panel.title}. Means: {listed(means, '%')}.",
         f"{name.capitalize()} of every complete run after its last epoch at {panel.title}: a mark is a seed, the "
         "upright line the mean of its row.",
@@ -99,49 +87,3 @@ def last_accuracies(group: Group, measure: str) -> Values:
     """The accuracy of each complete run after its last epoch, in percent."""
     found = [number(run.metrics[-1], measure) if run.metrics else number(run.summary, measure) for run in group.done]
     return np.array([100 * value for value in found if value is not None])
-
-
-def against_sparsity(comparison: Comparison, key: str) -> list[Picture]:
-    """Mean accuracy at each sparsity, with error bars; nothing where there is one sparsity only."""
-    measure, name, look = comparison.measure, NAMES[comparison.measure], styles(comparison.variants)
-    points = {(group.variant, group.sparsity): last_accuracies(group, measure) for group in comparison.groups}
-    points = {place: found for place, found in points.items() if len(found)}
-    sparsities = sorted({sparsity for _, sparsity in points if sparsity})
-    if len(sparsities) < 2:
-        return []
-    variants = [variant for variant in comparison.variants if any((variant, s) in points for s in sparsities)]
-
-    def paint(axes: "Axes") -> None:
-        _dense_line(axes, [found for (_, sparsity), found in points.items() if not sparsity])
-        for index, variant in enumerate(variants):
-            here = [(place, points[variant, s]) for place, s in enumerate(sparsities) if (variant, s) in points]
-            # Beside each other, so that bars of equal accuracy do not hide each other.
-            shift = 0.36 * ((index + 0.5) / len(variants) - 0.5)
-            x, y = [place + shift for place, _ in here], [found.mean() for _, found in here]
-            errors = [found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0 for _, found in here]
-            axes.errorbar(x, y, errors, **look[variant].line, capsize=2.5, linewidth=1, label=short(variant))
-        axes.set_xticks(range(len(sparsities)), [percent(sparsity) for sparsity in sparsities])
-        axes.set_xlim(-0.5, len(sparsities) - 0.5)
-
-    means = {f"{variant} at {percent(s)}": float(found.mean()) for (variant, s), found in points.items()}
-    return [
-        Picture(
-            draw(
-                f"{key}sparsity",
-                paint,
-                title=f"{name.capitalize()} against sparsity",
-                x="sparsity",
-                y=f"{name}, %",
-                height=HEIGHT + 0.2,
-            ),
-            f"Points with error bars: {name} against sparsity. {listed(means, '%')}.",
-            f"Mean {name} after the last epoch against sparsity: bars are one standard error of the mean over seeds, "
-            "and points of one sparsity stand side by side.",
-        )
-    ]
-
-
-def _dense_line(axes: "Axes", dense: Sequence[Values]) -> None:
-    if dense:
-        mean = float(np.concatenate(dense).mean())
-        axes.axhline(mean, color=GREY, linewidth=3, alpha=0.45, zorder=1, label="dense network")

@@ -1,18 +1,16 @@
 """Degrees of channels: how many links leave an input channel and enter a kernel, beside random placement."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from chtconv.report.figures.layers import Layers, Runs, by_name, grey_line, layer_lines, layouts
 from chtconv.report.figures.picture import Panel, Picture, draw, listed, short
 from chtconv.report.masks import LayerLinks
 from chtconv.report.placement import random_deviation, random_kernels, random_sources
 from chtconv.report.series import Values
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _GRID: Final = np.linspace(0, 3, 121)  # multiples of the mean degree; a step that includes 1 exactly
 
@@ -43,7 +41,7 @@ def _cumulative(
     }
     chance = {label: _expected(layers, degrees, expected) for label, layers in layouts(links).items()}
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         for index, (label, shares) in enumerate(chance.items()):
             grey_line(axes, index, _GRID, 100 * shares, label)
         for index, (variant, shares) in enumerate(found.items()):
@@ -54,7 +52,7 @@ def _cumulative(
     none = {variant: 100 * float(shares[0]) for variant, shares in found.items()}
     return Picture(
         draw(
-            f"{panel.key}{key}", paint, title=panel.title, y="channels with at most as many, %",
+            f"{panel.key}{key}", paint, title=f"Links of {what}, {panel.title}", y="channels with at most as many, %",
             x=f"links of {what}, as a multiple of its layer's mean",
         ),
         f"Cumulative distribution of the links of {what} at {panel.title}. Without any link: {listed(none, '%', 1)}.",
@@ -82,7 +80,7 @@ def spread_by_layer(panel: Panel, links: Mapping[str, Runs]) -> Picture:
     chance = {label: by_name([layers], random_deviation) for label, layers in layouts(links).items()}
     means = {label: 100 * float(np.mean(list(found.values()))) for label, found in (values | chance).items()}
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         layer_lines(axes, panel, values, chance)
         axes.set_ylim(bottom=0)
 

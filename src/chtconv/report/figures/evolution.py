@@ -50,5 +50,5 @@ def pictures(comparison: Comparison, key: str) -> list[Picture]:
 
 def quantities(comparison: Comparison, key: str, wanted: tuple[Quantity, ...]) -> list[Picture]:
     """A picture a quantity and panel, but of those that no run has."""
-    found = [over_time(panel, quantity) for panel in panels(comparison, key) for quantity in wanted]
+    found = [over_time(panel, quantity) for quantity in wanted for panel in panels(comparison, key)]
     return [picture for picture in found if picture]

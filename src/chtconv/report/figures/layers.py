@@ -1,9 +1,10 @@
 """Figures by layer, and the grey lines behind them: what random placement of the same links gives."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from chtconv.report.figures.lines import whole_numbers
 from chtconv.report.figures.picture import Panel, short
@@ -11,13 +12,11 @@ from chtconv.report.figures.style import GREY
 from chtconv.report.masks import LayerLinks
 from chtconv.report.series import Values
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 Layers = Sequence[LayerLinks]
 Runs = Sequence[Layers]
 MOST_LAYOUTS: Final = 3
 _TOLERANCE: Final = 0.1
+_SIDEWAYS: Final = 0.3
 _DASHES: Final = ("-", (0, (3, 1)), (0, (1, 0.6)))
 
 
@@ -45,19 +44,29 @@ def by_name(runs: Runs, value: Callable[[LayerLinks], float]) -> dict[str, float
 
 
 def layer_lines(
-    axes: "Axes", panel: Panel, values: Mapping[str, Mapping[str, float]], chance: Mapping[str, Mapping[str, float]]
+    axes: Axes, panel: Panel, values: Mapping[str, Mapping[str, float]], chance: Mapping[str, Mapping[str, float]]
 ) -> None:
     """Shares by layer in percent, by variant: markers that thin lines hold together, and grey lines of chance."""
     for index, (label, layers) in enumerate(chance.items()):
         x, y = _numbered(panel, layers)
         grey_line(axes, index, x, 100 * y, label)
-    for variant, layers in values.items():
+    for index, (variant, layers) in enumerate(values.items()):
         x, y = _numbered(panel, layers)
-        axes.plot(x, 100 * y, **panel.styles[variant].line, linewidth=0.9, label=short(variant))
+        line = panel.styles[variant].line
+        axes.plot(x + beside(index, len(values)), 100 * y, **line, linewidth=0.9, label=short(variant))
     whole_numbers(axes)
 
 
-def grey_line(axes: "Axes", index: int, x: Values, y: Values, label: str) -> None:
+def beside(index: int, number: int) -> float:
+    """How far to the side the marks of a variant stand, so that equal ones do not hide each other.
+
+    >>> [beside(index, 3) for index in range(3)]
+    [-0.15, 0.0, 0.15]
+    """
+    return round(_SIDEWAYS * (index - (number - 1) / 2) / max(1, number - 1), 6)
+
+
+def grey_line(axes: Axes, index: int, x: Values, y: Values, label: str) -> None:
     """A broad grey line behind the others."""
     dashes = _DASHES[index % len(_DASHES)]
     axes.plot(x, y, color=GREY, linewidth=4, alpha=0.45, zorder=1, label=label, linestyle=dashes)

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from chtconv.report.figures.picture import Panel, Picture, draw, listed, short
 from chtconv.report.run import Row, Run
 from chtconv.report.series import Course, Mean, evolutions, mean_of, thinned
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MARKERS_A_LINE: Final = 6
 
@@ -41,7 +40,7 @@ def over_time(panel: Panel, quantity: Quantity) -> Picture | None:
     if not means:
         return None
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         for variant, mean in means.items():
             band(axes, panel, variant, mean, scale=100)
         whole_numbers(axes)
@@ -60,7 +59,7 @@ def group_means(panel: Panel, value: Callable[[Run], Course]) -> dict[str, Mean]
     return {variant: mean for variant, mean in found.items() if mean}
 
 
-def band(axes: "Axes", panel: Panel, variant: str, mean: Mean, *, scale: float = 1.0) -> None:
+def band(axes: Axes, panel: Panel, variant: str, mean: Mean, *, scale: float = 1.0) -> None:
     """A mean with the band of its standard error."""
     style, few = panel.styles[variant], thinned(mean)
     every = max(1, len(few.x) // _MARKERS_A_LINE)
@@ -72,10 +71,8 @@ def band(axes: "Axes", panel: Panel, variant: str, mean: Mean, *, scale: float =
         axes.fill_between(few.x, scale * low, scale * high, color=style.color, alpha=0.18, linewidth=0)
 
 
-def whole_numbers(axes: "Axes") -> None:
+def whole_numbers(axes: Axes) -> None:
     """Ticks of the horizontal axis at whole numbers only, also where there are few."""
-    from matplotlib.ticker import MaxNLocator
-
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
 
 

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from chtconv.report.figures.style import HEIGHT, WIDTH, Style, styles
 from chtconv.report.figures.svg import drawn
 from chtconv.report.run import Comparison, Group
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_LINES: Final = 7  # in one picture; more cannot be told apart
 _MOST_TITLE: Final = 56
@@ -37,10 +35,10 @@ class Picture:
     def element(self) -> str:
         """The figure with its role and its text alternative.
 
-        >>> Picture("<svg >...</svg>", 'SET & "others"', "").element
+        >>> Picture("<svg>...</svg>", 'SET & "others"', "").element
         '<svg role="img" aria-label="SET &amp; &quot;others&quot;">...</svg>'
         """
-        return self.svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.alternative)}"', 1)
+        return self.svg.replace("<svg", f'<svg role="img" aria-label="{escape(self.alternative)}"', 1)
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,8 @@ def panels(comparison: Comparison, key: str, *, split: bool = True) -> list[Pane
         key: a word that no other comparison and kind of figure of the page has.
         split: whether many variants take several panels.
     """
-    look, layers, groups = styles(comparison.variants), comparison.layers, comparison.groups
+    look, layers = looks(comparison), comparison.layers
+    groups = [group for group in comparison.groups if group.has_begun]
     dense = [group for group in groups if group.sparsity == 0]
     found: list[Panel] = []
     for sparsity in sorted({group.sparsity for group in groups} - {0.0}) or ([0.0] if dense else []):
@@ -83,16 +82,32 @@ def panels(comparison: Comparison, key: str, *, split: bool = True) -> list[Pane
     return found
 
 
+def looks(comparison: Comparison) -> dict[str, Style]:
+    """The styles of the variants that have something to show, the same in all pictures of the comparison."""
+    begun = [group for group in comparison.groups if group.has_begun]
+    there = {group.variant for group in begun}
+    baselines = {group.variant for group in begun if group.is_baseline}
+    return styles([name for name in comparison.variants if name in there], list(baselines))
+
+
 def _parts(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    base = [group for group in groups if group.is_baseline]
-    others = [group for group in groups if not group.is_baseline]
-    if len(groups) <= MOST_LINES or not others:
-        yield list(groups)
-        return
-    room = max(2, MOST_LINES - len(base))
-    number = -(-len(others) // room)
-    for part in np.array_split(np.arange(len(others)), number):
-        yield [*base, *(others[index] for index in part)]
+    base = list(dict.fromkeys(group.variant for group in groups if group.is_baseline))
+    for part in portions([group.variant for group in groups], base):
+        yield [group for group in groups if group.variant in part]
+
+
+def portions(variants: Sequence[str], baselines: Sequence[str]) -> list[list[str]]:
+    """Variants in portions that one picture can show, each with all baselines.
+
+    >>> portions(["SET", "a", "b", "c", "d", "e", "f", "g"], ["SET"])
+    [['SET', 'a', 'b', 'c', 'd'], ['SET', 'e', 'f', 'g']]
+    """
+    others = [variant for variant in variants if variant not in baselines]
+    if len(variants) <= MOST_LINES or not others:
+        return [list(variants)]
+    number = -(-len(others) // max(2, MOST_LINES - len(baselines)))
+    size = -(-len(others) // number)
+    return [[*baselines, *others[start : start + size]] for start in range(0, len(others), size)]
 
 
 def percent(share: float) -> str:
@@ -106,7 +121,7 @@ def percent(share: float) -> str:
 
 def draw(
     key: str,
-    paint: Callable[["Axes"], Any],
+    paint: Callable[[Axes], Any],
     *,
     title: str,
     x: str,
@@ -128,7 +143,7 @@ def draw(
         grid: the axis whose grid is drawn, or "both".
     """
 
-    def paint_all(figure: "Figure") -> None:
+    def paint_all(figure: Figure) -> None:
         axes = figure.add_subplot()
         if grid != "both":
             axes.grid(visible=False, axis="x" if grid == "y" else "y")
@@ -141,7 +156,7 @@ def draw(
     return drawn(key, WIDTH, height, paint_all)
 
 
-def _legend(figure: "Figure", axes: "Axes") -> float:
+def _legend(figure: Figure, axes: Axes) -> float:
     """The legend below the axes; its height in inches."""
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
@@ -154,11 +169,16 @@ def _legend(figure: "Figure", axes: "Axes") -> float:
 def short(label: str, most: int = 46) -> str:
     r"""A name that fits into a legend, in one line, without characters that cannot be drawn.
 
-    >>> short("a" * 50, most=6), short("layer\ngraph\0")
-    ('aaaaa…', 'layer graph')
+    What tells names apart often stands at their end: the middle is left out.
+
+    >>> short("CHTs, layer graph, temperature 4", most=20), short("layer\ngraph\0")
+    ('CHTs, lay…perature 4', 'layer graph')
     """
     label = " ".join("".join(each if each.isprintable() else " " for each in label).split())
-    return label if len(label) <= most else label[: most - 1] + "…"
+    if len(label) <= most:
+        return label
+    head = (most - 1) // 2
+    return f"{label[:head]}…{label[head + 1 - most :]}"
 
 
 def listed(values: Mapping[str, float], unit: str = "", digits: int = 2) -> str:

@@ -1,9 +1,13 @@
 """Where in the kernel links lie: the share of links at each kernel position, of all layers and of each."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from chtconv.report.figures.picture import Panel, Picture, short
 from chtconv.report.figures.style import WIDTH
@@ -11,12 +15,10 @@ from chtconv.report.figures.svg import drawn
 from chtconv.report.masks import LayerLinks
 from chtconv.report.series import Values
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 _COLORS: Final = "cividis"  # even in lightness: readable in grey, and with any colour vision
 _COLUMNS: Final = 5
+_SMALL, _LARGE, _GAP = 3.0, 8.6, 1.6
+_MOST_NUMBERS: Final = 25
 _TAIL: Final = 0.05
 
 Runs = Sequence[Sequence[LayerLinks]]
@@ -85,37 +87,48 @@ def _pooled(found: dict[int, tuple[Values, int]]) -> Values:
 
 
 def _drawn(key: str, title: str, whole: Values, layers: Mapping[int, Values], scale: tuple[float, float]) -> str:
-    rows = max(2, -(-len(layers) // _COLUMNS))
+    """All maps in one pair of axes, in units of a cell of a small map: many axes would take seconds."""
+    across = _LARGE + _GAP + _COLUMNS * (_SMALL + 1)
+    down = max(-(-len(layers) // _COLUMNS) * (_SMALL + _GAP), _LARGE + 3 * _GAP)
 
-    def paint(figure: "Figure") -> None:
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        grid = figure.add_gridspec(rows, _COLUMNS + 1, width_ratios=[2.6, *[1] * _COLUMNS])
-        large = figure.add_subplot(grid[:, 0])
-        image = _map(large, "all layers", whole, scale)
-        _numbers(large, whole, scale)
-        bar = figure.colorbar(image, ax=large, location="bottom", label="links, %", extend="both", fraction=0.07)
-        bar.ax.tick_params(labelsize=7)
-        bar.outline.set_visible(False)
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot(xlim=(0, across), ylim=(down, 0), aspect="equal", anchor="NW")
+        axes.set_axis_off()
+        axes.set_title(title)
+        cells = [*_cells(whole, 0, _GAP, _LARGE)]
+        axes.text(_LARGE / 2, 0.8 * _GAP, "all layers", ha="center", fontsize=7.5)
         for index, (number, values) in enumerate(layers.items()):
-            _map(figure.add_subplot(grid[index // _COLUMNS, index % _COLUMNS + 1]), str(number), values, scale)
+            x = _LARGE + _GAP + index % _COLUMNS * (_SMALL + 1)
+            y = index // _COLUMNS * (_SMALL + _GAP)
+            axes.text(x + _SMALL / 2, y + 0.8 * _GAP, str(number), ha="center", fontsize=7.5)
+            cells += _cells(values, x, y + _GAP, _SMALL)
+        maps = PolyCollection(
+            [corners for corners, _ in cells], cmap=_COLORS, norm=Normalize(*scale), edgecolors="white", linewidths=0.4
+        )
+        maps.set_array(np.array([value for _, value in cells]))
+        axes.add_collection(maps)
+        _numbers(axes, whole, scale)
+        bar = axes.inset_axes((0, _LARGE + 1.6 * _GAP, _LARGE, 0.8), transform=axes.transData)
+        figure.colorbar(maps, cax=bar, orientation="horizontal", label="links, %", extend="both")
+        bar.tick_params(labelsize=7)
 
-    return drawn(key, WIDTH, 0.4 + 0.62 * rows, paint)
+    return drawn(key, WIDTH, 0.35 + down * WIDTH / across, paint)
 
 
-def _map(axes: "Axes", title: str, values: Values, scale: tuple[float, float]) -> Any:
+def _cells(values: Values, left: float, top: float, size: float) -> Iterator[tuple[list[tuple[float, float]], float]]:
+    """The corners of each cell of a map and its value; the longer side of the map has this size."""
     flat = values.reshape(-1, values.shape[-1])
-    axes.grid(visible=False)
-    axes.set(xticks=[], yticks=[], aspect="equal")
-    axes.spines[:].set_visible(False)
-    axes.invert_yaxis()
-    axes.set_title(title, fontsize=7.5, loc="center", pad=2)
-    return axes.pcolormesh(flat, cmap=_COLORS, vmin=scale[0], vmax=scale[1], edgecolors="white", linewidth=0.4)
-
-
-def _numbers(axes: "Axes", values: Values, scale: tuple[float, float]) -> None:
-    flat = values.reshape(-1, values.shape[-1])
-    if flat.size > 25:
-        return
+    step = size / max(flat.shape)
     for (row, column), value in np.ndenumerate(flat):
+        x, y = left + column * step, top + row * step
+        yield [(x, y), (x + step, y), (x + step, y + step), (x, y + step)], float(value)
+
+
+def _numbers(axes: Axes, values: Values, scale: tuple[float, float]) -> None:
+    """The values in the large map, where there is room."""
+    if values.size > _MOST_NUMBERS:
+        return
+    for corners, value in _cells(values, 0, _GAP, _LARGE):
         color = "#ffffff" if value < sum(scale) / 2 else "#000000"
-        axes.text(column + 0.5, row + 0.5, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=color)
+        x, y = np.mean(corners, axis=0)
+        axes.text(x, y, f"{value:.1f}", ha="center", va="center_baseline", fontsize=7.5, color=color)

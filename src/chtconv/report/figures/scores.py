@@ -1,9 +1,10 @@
 """Link scores: how many are 0 and how many tie, over time and by layer."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from chtconv.report.figures.evolution import quantities
 from chtconv.report.figures.layers import layer_lines
@@ -11,9 +12,6 @@ from chtconv.report.figures.lines import Quantity
 from chtconv.report.figures.picture import Panel, Picture, draw, listed, panels
 from chtconv.report.run import Comparison, Group, Run, number
 from chtconv.report.series import weighted
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _QUANTITIES: Final = (
     Quantity(
@@ -38,7 +36,7 @@ _NAMES: Final = {"zero_scores": "score 0", "tied_scores": "a tied score"}
 
 def pictures(comparison: Comparison, key: str) -> list[Picture]:
     """Zero and tied scores over epochs, and by layer."""
-    found = [_by_layer(panel, name) for panel in panels(comparison, f"{key}layer") for name in _NAMES]
+    found = [_by_layer(panel, name) for name in _NAMES for panel in panels(comparison, f"{key}layer")]
     return quantities(comparison, key, _QUANTITIES) + [picture for picture in found if picture]
 
 
@@ -48,7 +46,7 @@ def _by_layer(panel: Panel, name: str) -> Picture | None:
     if not values:
         return None
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         layer_lines(axes, panel, values, {})
 
     means = {variant: 100 * float(np.mean(list(found.values()))) for variant, found in values.items()}

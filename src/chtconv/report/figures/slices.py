@@ -2,18 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from chtconv.report.figures.layers import Runs, by_name, grey_line, layer_lines, layouts
+from chtconv.report.figures.layers import Runs, beside, by_name, grey_line, layer_lines, layouts
 from chtconv.report.figures.picture import Panel, Picture, draw, listed, short
 from chtconv.report.masks import LayerLinks
 from chtconv.report.placement import random_slices
 from chtconv.report.series import Values
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _LEAST: Final = 1e-3  # percent, the lowest share that the logarithmic axis shows
 
@@ -27,11 +25,12 @@ def distribution(panel: Panel, links: Mapping[str, Runs]) -> Picture | None:
     chance = {label: _pooled(_of([layers], positions), random_slices) for label, layers in layouts(links).items()}
     counts = np.arange(positions + 1.0)
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         for index, (label, found) in enumerate(chance.items()):
             grey_line(axes, index, counts, _positive(found), label)
-        for variant, found in shares.items():
-            axes.plot(counts, _positive(found), **panel.styles[variant].line, label=short(variant))
+        for index, (variant, found) in enumerate(shares.items()):
+            line = panel.styles[variant].line
+            axes.plot(counts + beside(index, len(shares)), _positive(found), **line, label=short(variant))
         axes.set_yscale("log")
         lowest = min(float(np.nanmin(_positive(found))) for found in shares.values())
         axes.set_ylim(max(_LEAST, 0.5 * lowest), 150)
@@ -64,7 +63,7 @@ def empty_by_layer(panel: Panel, links: Mapping[str, Runs]) -> Picture | None:
     }
     means = {label: 100 * float(np.mean(list(found.values()))) for label, found in (values | chance).items()}
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         layer_lines(axes, panel, values, chance)
 
     return Picture(

@@ -23,7 +23,6 @@ _DASHES: Final[Sequence[tuple[float, tuple[float, ...]]]] = (
     _SOLID, (0.0, (5, 1.6)), (0.0, (1.2, 1.2)), (0.0, (5, 1.4, 1.2, 1.4)), (0.0, (2.6, 1.2)),
 )  # fmt: skip
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<")
-_HATCHES: Final = ("", "////", "....")
 
 WIDTH: Final = 4.2  # inches
 HEIGHT: Final = 2.7  # of the axes with their labels, without the legend
@@ -60,7 +59,6 @@ RC: Final[Mapping[str, Any]] = MappingProxyType(
         "legend.handlelength": 3.2,
         "lines.linewidth": 1.5,
         "lines.markersize": 4.2,
-        "hatch.linewidth": 0.6,
         "figure.facecolor": "none",
         "axes.facecolor": "none",
         "savefig.facecolor": "none",
@@ -83,19 +81,22 @@ class Style:
         return {"color": self.color, "linestyle": self.dashes, "marker": self.marker}
 
 
-def styles(variants: Sequence[str]) -> dict[str, Style]:
-    """A style for each variant by its place, grey for the dense network.
+def styles(variants: Sequence[str], baselines: Sequence[str] = ()) -> dict[str, Style]:
+    """A style for each variant: grey for the dense network, a colour of their own for the other baselines.
+
+    The others take turns with what is left, so that those who are next to each other have different colours.
 
     >>> found = styles([f"variant {number}" for number in range(35)])
     >>> len({(style.color, style.dashes) for style in found.values()})
     35
+    >>> {style.color for name, style in styles(["SET", "a", "b"], ["SET"]).items()} == set(COLORS[:3])
+    True
     """
-    found = {"dense": Style(GREY, _DASHES[2], "s")} if "dense" in variants else {}
-    for i, name in enumerate(name for name in variants if name not in found):
-        found[name] = Style(COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)])
-    return found
-
-
-def hatch(index: int) -> str:
-    """A pattern for the parts of a bar, which colours alone would not tell apart in grey."""
-    return _HATCHES[index % len(_HATCHES)]
+    own = [name for name in variants if name in baselines and name != "dense"]
+    found = {name: Style(COLORS[i], _DASHES[i], _MARKERS[i]) for i, name in enumerate(own)}
+    found |= {"dense": Style(GREY, _DASHES[2], "s")} if "dense" in variants else {}
+    colors, others = COLORS[len(own) :], [name for name in variants if name not in found]
+    for i, name in enumerate(others):
+        turn = len(own) + i + i // len(colors)
+        found[name] = Style(colors[i % len(colors)], _DASHES[turn % len(_DASHES)], _MARKERS[turn % len(_MARKERS)])
+    return {name: found[name] for name in variants}

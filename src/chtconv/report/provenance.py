@@ -1,0 +1,61 @@
+"""What runs were made with: hardware, versions, commits of the source, and when."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+
+from chtconv.report.run import Run, table
+
+
+def hardware(runs: Iterable[Run]) -> list[str]:
+    """Processor or GPU, threads and precision of each run, what is the same once."""
+    found = []
+    for run in runs:
+        known, precision = table(run.summary, "hardware"), run.config.get("precision")
+        device, cpu, threads = (known.get(name) for name in ("device", "cpu", "threads"))
+        where = f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else f"{device} ({cpu})"
+        found.append(f"{where}, {precision}" if known else "")
+    return distinct(found)
+
+
+def versions(runs: Iterable[Run]) -> list[str]:
+    """Versions of what runs were made with."""
+    tables = (table(run.summary, "versions") for run in runs)
+    return distinct(", ".join(f"{name} {version}" for name, version in each.items()) for each in tables)
+
+
+def commits(runs: Iterable[Run]) -> list[str]:
+    """Commits of the source that runs were made from."""
+    tables = (table(run.summary, "commit") for run in runs)
+    return distinct(
+        f"commit {str(each.get('revision'))[:10]}{' with changes' if each.get('dirty') else ''}"
+        for each in tables
+        if each
+    )
+
+
+def dates(runs: Sequence[Run]) -> str:
+    """When the first run began and the last one ended."""
+    started = sorted(str(run.summary["started"]) for run in runs if run.summary.get("started"))
+    finished = sorted(str(run.summary["finished"]) for run in runs if run.summary.get("finished"))
+    return f"{_moment(started[0])} to {_moment(finished[-1])} UTC" if started and finished else ""
+
+
+def _moment(text: str) -> str:
+    """A moment of ISO 8601 as people read it, in UTC; other text as it is.
+
+    >>> _moment("2026-11-24T04:15:06+01:00"), _moment("yesterday")
+    ('2026-11-24 03:15', 'yesterday')
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return text
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    """The texts in their order, each once, without empty ones.
+
+    >>> distinct(["b", "a", "", "b"])
+    ['b', 'a']
+    """
+    return [text for text in dict.fromkeys(texts) if text]

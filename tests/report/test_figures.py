@@ -1,0 +1,121 @@
+"""What figures say in words is what the runs wrote down, and many variants are shared out among pictures."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from chtconv.report.figures import evolution, slices
+from chtconv.report.figures.layers import layouts
+from chtconv.report.figures.picture import MOST_LINES, Panel, Picture, draw, panels
+from chtconv.report.masks import layer_links, links_of
+from chtconv.report.reading import read
+from chtconv.report.run import Comparison, Run
+from chtconv.report.sections import sections
+
+
+def values_in(picture: Picture) -> dict[str, float]:
+    """The numbers of a text alternative by their names."""
+    numbers = picture.alternative.rpartition(": ")[2]
+    return {name: float(value) for name, value in re.findall(r"([A-Za-z][\w ]*) ([\d.]+)%", numbers)}
+
+
+@pytest.fixture(scope="module")
+def found(trained: Path) -> Comparison:
+    return read(trained)[0]
+
+
+def test_overlap_is_rechosen_by_removed_over_all_layers(trained: Path, found: Comparison) -> None:
+    picture = next(each for each in evolution.pictures(found, "k") if "Overlap" in each.alternative)
+    expected = {}
+    for variant in ("SET", "CHTs"):
+        lines = (trained / variant.lower() / "evolution.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if row["removed"]]
+        last = [row for row in rows if row["evolution"] == rows[-1]["evolution"]]
+        expected[variant] = 100 * sum(row["rechosen"] for row in last) / sum(row["removed"] for row in last)
+    assert values_in(picture) == pytest.approx(expected, abs=0.051)
+
+
+def test_empty_slices_are_those_of_the_masks(trained: Path, found: Comparison) -> None:
+    (panel,) = panels(found, "k")
+    links = {run.variant: [links_of(run)[0]] for run in found.done if run.method != "dense"}
+    picture = slices.distribution(panel, links)
+    assert picture is not None
+    shares = values_in(picture)
+    for variant in ("SET", "CHTs"):
+        masks = safetensors.numpy.load_file(trained / variant.lower() / "masks.safetensors").values()
+        filled = np.concatenate([mask.any(axis=(2, 3)).ravel() for mask in masks])
+        assert shares[variant] == pytest.approx(100 * (1 - filled.mean()), abs=0.051)
+    assert 0 < shares["random placement"] < 100
+
+
+def many(number: int, sparsities: tuple[float, ...] = (0.9,)) -> Comparison:
+    """A comparison of SET, RigL and so many other variants, without results."""
+    runs = [
+        Run(f"{name}-{sparsity}", Path(name), "done", "", name, {"method": method, "sparsity": sparsity, "seed": 0})
+        for sparsity in sparsities
+        for name, method in {"SET": "set", "RigL": "rigl"}.items() | {(f"CHTs {i}", "chts") for i in range(number)}
+    ]
+    return Comparison("many", runs)
+
+
+@pytest.mark.parametrize("number", [1, 5, 6, 23])
+def test_many_variants_are_shared_out_with_the_baselines_in_every_picture(number: int) -> None:
+    parts = panels(many(number), "k")
+    shown = [[group.variant for group in panel.groups] for panel in parts]
+    assert all(len(names) <= MOST_LINES and names[:2] == ["SET", "RigL"] for names in shown)
+    assert sorted(name for names in shown for name in names[2:]) == sorted(f"CHTs {i}" for i in range(number))
+    colors = [{panel.styles[name].color for name in names} for panel, names in zip(parts, shown, strict=True)]
+    assert [len(each) for each in colors] == [len(names) for names in shown]
+    assert len({panel.key for panel in parts}) == len({panel.title for panel in parts}) == len(parts)
+    assert len(panels(many(number), "k", split=False)) == 1
+
+
+def test_the_dense_network_stands_beside_every_sparsity() -> None:
+    comparison = many(1, (0.8, 0.9))
+    dense = Run("dense", Path("dense"), "done", "", "dense", {"method": "dense", "sparsity": 0.0, "seed": 0})
+    parts = panels(Comparison("", [*comparison.runs, dense]), "k")
+    assert [panel.title for panel in parts] == ["80% sparsity", "90% sparsity"]
+    assert all("dense" in {group.variant for group in panel.groups} for panel in parts)
+    (alone,) = panels(Comparison("", [dense]), "k")
+    assert alone.title == "0% sparsity"
+
+
+def test_chance_is_drawn_once_for_layers_with_as_many_links() -> None:
+    draws = np.random.default_rng(0)
+    even, other, odd = ([layer_links("a", draws.random((8, 8, 3, 3)) < density)] for density in (0.3, 0.3, 0.6))
+    assert list(layouts({"SET": [even], "CHTs": [other]})) == ["random placement"]
+    labels = list(layouts({"SET": [even], "CHTs": [other], "RigL, ERK": [odd]}))
+    assert labels == ["random, as many links as SET", "random, as many links as RigL, ERK"]
+
+
+def test_maps_are_drawn_for_the_highest_sparsities_and_it_is_said(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chtconv.report.sections.MOST_MAPS", 3)
+    config = json.loads((trained / "set" / "config.json").read_text())
+    summary = {"layers": json.loads((trained / "set" / "summary.json").read_text())["layers"]}
+    runs = [
+        Run(f"{variant} {sparsity}", trained / "set", "done", "", variant, config | {"sparsity": sparsity}, summary)
+        for sparsity in (0.8, 0.9)
+        for variant in ("one", "other")
+    ]
+    links = next(each for each in sections(Comparison("", runs), "k") if each.heading == "Where links went")
+    assert len(links.pictures["Kernel positions"]) == 2
+    assert links.text == "Kernel positions are drawn for the highest sparsities only, not for 80% sparsity."
+
+
+def test_names_that_cannot_be_drawn_are_left_out_of_the_drawing(hostile: str) -> None:
+    svg = draw("k", lambda axes: axes.plot([0, 1], [0, 1], label=hostile), title=hostile, x="x", y="y", legend=False)
+    assert "&lt;script&gt;" in svg
+    assert "\x00" not in svg
+    svg.encode()
+
+
+def test_a_panel_without_results_gives_no_picture() -> None:
+    comparison = many(2)
+    assert evolution.pictures(comparison, "k") == []
+    assert isinstance(panels(comparison, "k")[0], Panel)
