@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,11 @@ from zoo import ZOO
 
 import chtconv
 from chtconv.errors import ConfigurationError
-from chtconv.models import build_model
+from chtconv.models import build_model, resnet18
 from chtconv.sparse_compute import compiled_file, execution, inference, positions
 from chtconv.sparse_compute.execution import SparseConvolution, SparseLinear
 from chtconv.sparse_compute.inference import SparseModel, compile_sparse, load_compiled
 from chtconv.sparse_compute.library import library
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from resnet import resnet18
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -105,7 +101,7 @@ def check(model: nn.Module, *inputs: tuple[Tensor, ...], path: Path | None = Non
 @pytest.mark.parametrize("backend", ["auto", "sparse", "dense"])
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])
 def test_networks_of_the_benchmarks(tmp_path, name, backend):
-    model = trained(build_model("vgg16", 10, width=0.25, seed=0) if name == "vgg16" else resnet18(10, 0.25), 0.9)
+    model = trained(build_model(name, 10, width=0.25, seed=0), 0.9)
     inputs = [(torch.randn(batch, 3, 32, 32),) for batch in (1, 3, 8, 64)]
     compiled = check(model, *inputs, path=tmp_path / "file", backend=backend)
     words = [each.op for each in compiled.operations]
@@ -364,8 +360,8 @@ def test_sparse_layers_hold_no_dense_weight(tmp_path):
 
 
 def test_the_model_is_left_as_it_is():
-    model = trained(resnet18(10, 0.125), 0.8).train()
-    model[4].eval()
+    model = trained(resnet18(10, width=0.125), 0.8).train()
+    model.features[4].eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     topology = chtconv.sparsify(model, optimizer, sparsity=0.8, method="set", interval=1)
     modes = [module.training for module in model.modules()]
@@ -381,7 +377,7 @@ def test_the_model_is_left_as_it_is():
     # Training goes on, and the compiled model stays what it was.
     model(images).square().sum().backward()
     optimizer.step()
-    assert not torch.equal(model.state_dict()["0.weight"], state["0.weight"])
+    assert not torch.equal(model.state_dict()["features.0.weight"], state["features.0.weight"])
     identical(compiled(images), first)
     identical(copy.deepcopy(compiled)(images), first)
 
@@ -445,7 +441,7 @@ def test_the_backend(monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_measured_models_compute_the_same(batch):
-    model = trained(resnet18(10, 0.125), 0.9)
+    model = trained(resnet18(10, width=0.125), 0.9)
     images = torch.randn(batch, 3, 32, 32)
     check(model, (images,), example=images)
 
