@@ -22,8 +22,8 @@ from chtconv.training.config import SETTINGS
 from chtconv.training.files import locked
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--width", "0.0625", "--head", "16", "--batch-size", "256", "--threads", "1"]
-TABLE = {"width": 0.0625, "head": 16, "batch_size": 256, "threads": 1}
+TINY = ["--width", "0.0625", "--head", "16", "--batch-size", "256", "--threads", "1", "--backend", "dense"]
+TABLE = {"width": 0.0625, "head": 16, "batch_size": 256, "threads": 1, "backend": "dense"}
 
 Run = Callable[..., tuple[int, str, str]]
 

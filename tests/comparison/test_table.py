@@ -197,11 +197,11 @@ def test_dense_runs_are_compared_with_nothing():
 
 
 def test_baselines_are_the_plain_variants():
-    better = lines(RIGL, method="rigl", distribution="erk", allocation="layer", variant="ERK: RigL at its best")
+    better = lines(RIGL, method="rigl", allocation="layer", variant="A RigL at its best")
     assert pairs_of(tables(better + THREE)[0]) == [
         ("RigL", "SET", 0.95),
-        ("ERK: RigL at its best", "SET", 0.95),
-        ("ERK: RigL at its best", "RigL", 0.95),
+        ("A RigL at its best", "SET", 0.95),
+        ("A RigL at its best", "RigL", 0.95),
         ("CHTs", "SET", 0.95),
         ("CHTs", "RigL", 0.95),
     ]
@@ -210,6 +210,17 @@ def test_baselines_are_the_plain_variants():
 def test_without_a_plain_one_the_first_is_the_baseline():
     found = lines(SET, method="set", zeta=0.5) + lines(SET, method="set", zeta=0.1) + lines(CHTS, method="chts")
     assert pairs_of(tables(found)[0]) == [("SET, zeta 0.5", "SET, zeta 0.1", 0.95), ("CHTs", "SET, zeta 0.1", 0.95)]
+
+
+@pytest.mark.parametrize("elsewhere", [{"distribution": "erk"}, {"layers": "features.[!0]*"}])
+def test_links_in_other_layers_are_compared_with_baselines_that_have_theirs_there_too(elsewhere):
+    found = THREE + lines(CHTS, method="chts", **elsewhere) + lines(SET, method="set", **elsewhere)
+    assert [(a.startswith("CHTs, "), b.startswith("SET, ")) for a, b, _ in pairs_of(tables(found)[0])] == [
+        (False, False),
+        (False, False),
+        (False, False),
+        (True, True),
+    ]
 
 
 def test_a_changing_density_is_compared_with_baselines_that_change_alike():

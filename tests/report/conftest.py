@@ -59,7 +59,9 @@ def again(source: Path, target: Path, **values: Any) -> None:
     (target / "config.json").write_text(json.dumps(config))
     (target / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     last = rows[-1]["test_accuracy"]
-    change(target / "summary.json", config=config, seed=config["seed"], test_accuracy=last, best_test_accuracy=last)
+    # Of this speed the axis ends right behind a label.
+    values = {"test_accuracy": last, "best_test_accuracy": last, "images_per_second": 3250.0}
+    change(target / "summary.json", config=config, seed=config["seed"], **values)
 
 
 @pytest.fixture(scope="session")

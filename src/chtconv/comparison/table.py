@@ -56,9 +56,9 @@ def tables(lines: Iterable[Mapping[str, Any]]) -> list[Table]:
     """The tables of these result lines; test and validation accuracies, data sets and recipes never mix.
 
     Every p value is adjusted (Holm) for all comparisons of its metric in ``lines``: those of all data sets, recipes
-    and sparsities are one family. Baselines are the plain SET and RigL of the same sparsity. A variant whose density
-    changes during training is compared only with SET, RigL or GraNet of the same schedule, since the others train with
-    other FLOPs.
+    and sparsities are one family. Baselines are the plain SET and RigL of the same sparsity. A variant whose links are
+    distributed over the layers otherwise, or whose density changes during training, is compared only with SET, RigL or
+    GraNet of the same distribution and schedule, since the others have other FLOPs.
 
     Raises:
         ConfigurationError: for a line with images held out that lacks its accuracy on them.
@@ -88,8 +88,8 @@ def comparisons(block: Sequence[Row]) -> Iterator[Comparison]:
 
 
 def _baseline(row: Row, method: str, block: Sequence[Row]) -> Row | None:
-    """The first variant of a method, the plain one where there is one, of the row's sparsity and density schedule."""
-    near = (each for each in block if each.sparsity == row.sparsity and _schedule(each) == _schedule(row))
+    """The first variant of a method, the plain one where there is one, of the row's sparsity and number of links."""
+    near = (each for each in block if each.sparsity == row.sparsity and _links(each) == _links(row))
     return next((each for each in near if each.method == method), None)
 
 
@@ -97,14 +97,15 @@ def _rank(row: Row) -> int:
     return BASELINES.index(row.method) if row.method in BASELINES else len(BASELINES)
 
 
-def _schedule(row: Row) -> tuple[str, float | None]:
-    """How the number of links changes during training, and the sparsity that it starts from."""
+def _links(row: Row) -> tuple[Any, ...]:
+    """How many links there are: in which layers, how their number changes, and the sparsity that it starts from."""
     known = METHODS.get(row.method)
     density = row.config["density"] or (known.density if known else "constant")
+    layers = row.config["layers"], row.config["distribution"]
     if density == "constant":
-        return density, None
+        return *layers, density, None
     initial = row.config["initial_sparsity"]
-    return density, known.initial_sparsity if initial is None and known else initial
+    return *layers, density, known.initial_sparsity if initial is None and known else initial
 
 
 def _table(block: Sequence[Row], blocks: Sequence[Sequence[Row]]) -> Table:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from chtconv.report.figures.style import RC, THEMED
 
@@ -17,6 +18,9 @@ _LINK: Final = "{http://www.w3.org/1999/xlink}href"
 _REFERENCE: Final = re.compile(r"url\(#([^)]+)\)")
 # What the page's style sheet says, or says for all figures at once.
 _OF_THE_PAGE: Final = re.compile(r"font-family: [^;]*;? ?|font: (?P<weight>(?:\w+ )*)(?P<size>[\d.]+px) [^;]*")
+
+# Inches at both sides: the reader's font may be wider than the one that the figure was laid out with.
+_MARGIN: Final = 0.1
 
 
 def drawn(key: str, width: float, height: float, paint: Callable[[Figure], Any]) -> str:
@@ -32,7 +36,7 @@ def drawn(key: str, width: float, height: float, paint: Callable[[Figure], Any])
     buffer = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's font may well have it
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=_MARGIN))
         paint(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return embedded(buffer.getvalue(), key)
