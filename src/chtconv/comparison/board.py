@@ -141,3 +141,19 @@ def duration(seconds: float) -> str:
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def totals(board: Board) -> str:
+    """How many cells are in which state, and the time left."""
+    left = board.seconds_left()
+    states = ", ".join(f"{count} {state}" for state, count in board.counts().items())
+    return states + (f"; about {duration(left)} left" if left is not None else "")
+
+
+def epoch(entry: Entry) -> str:
+    """The epoch that is being trained.
+
+    >>> epoch(Entry(12, done=3))
+    'epoch 4/12'
+    """
+    return f"epoch {min(entry.done + 1, entry.epochs)}/{entry.epochs}"

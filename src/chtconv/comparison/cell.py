@@ -77,6 +77,18 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "variant"
 
 
+def shortened(text: str, limit: int) -> str:
+    """Text of at most ``limit`` characters, without its middle: names of variants differ at their ends.
+
+    >>> shortened("CHTs, layer graph, temperature 4", 24)
+    'CHTs, layer…emperature 4'
+    """
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 2
+    return f"{text[:head]}…{text[-(limit - 1 - head) :]}"
+
+
 def variant_name(config: Config, usual: Config) -> str:
     """How a configuration is called: its method, and where its evolution differs from the ``usual`` one.
 

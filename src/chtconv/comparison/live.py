@@ -4,7 +4,7 @@ import time
 from types import TracebackType
 from typing import Any, Final, TextIO
 
-from chtconv.comparison.board import Board, Entry, duration, label
+from chtconv.comparison.board import Board, Entry, duration, epoch, label, totals
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.outcome import Outcome
 from chtconv.errors import ConfigurationError
@@ -143,19 +143,3 @@ def progress_line(board: Board) -> str:
     words = [f"{label(cell)} {epoch(board[cell])}" for cell in active[:_NAMED]]
     more = [f"{len(active) - _NAMED} more"] if len(active) > _NAMED else []
     return (", ".join([*words, *more]) or "nothing runs") + f"; {totals(board)}"
-
-
-def totals(board: Board) -> str:
-    """How many cells are in which state, and the time left."""
-    left = board.seconds_left()
-    states = ", ".join(f"{count} {state}" for state, count in board.counts().items())
-    return states + (f"; about {duration(left)} left" if left is not None else "")
-
-
-def epoch(entry: Entry) -> str:
-    """The epoch that is being trained.
-
-    >>> epoch(Entry(12, done=3))
-    'epoch 4/12'
-    """
-    return f"epoch {min(entry.done + 1, entry.epochs)}/{entry.epochs}"

@@ -8,8 +8,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from chtconv.comparison.board import Board, Entry, State
-from chtconv.comparison.live import epoch, totals
+from chtconv.comparison.board import Board, Entry, State, epoch, totals
+from chtconv.comparison.cell import shortened
 
 Rows: TypeAlias = dict[tuple[str, float], dict[int, Entry]]  # by variant and sparsity, then by seed
 
@@ -125,15 +125,3 @@ def _words(entry: Entry) -> str:
 def _numbers(entry: Entry) -> str:
     short = {"waiting": ".", "failed": "fail", "stopped": "stop"}
     return short.get(entry.state) or _words(entry).removeprefix("epoch ")
-
-
-def shortened(text: str, limit: int) -> str:
-    """Text of at most ``limit`` characters, without its middle: names of variants differ at their ends.
-
-    >>> shortened("CHTs, layer graph, temperature 4", 24)
-    'CHTs, layer…emperature 4'
-    """
-    if len(text) <= limit:
-        return text
-    head = (limit - 1) // 2
-    return f"{text[:head]}…{text[-(limit - 1 - head) :]}"

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from chtconv.comparison.cell import shortened
 from chtconv.report.figures.style import HEIGHT, WIDTH, Style, styles
 from chtconv.report.figures.svg import drawn
 from chtconv.report.run import Comparison, Group
@@ -175,10 +176,7 @@ def short(label: str, most: int = 46) -> str:
     ('CHTs, lay…perature 4', 'layer graph')
     """
     label = " ".join("".join(each if each.isprintable() else " " for each in label).split())
-    if len(label) <= most:
-        return label
-    head = (most - 1) // 2
-    return f"{label[:head]}…{label[head + 1 - most :]}"
+    return shortened(label, most)
 
 
 def listed(values: Mapping[str, float], unit: str = "", digits: int = 2) -> str:
