@@ -313,3 +313,40 @@ def test_without_an_early_stop_no_layer_stops():
     model, optimizer, topology = sparse(method="cht", sparsity=0.5, zeta=0.4, interval=1)
     train(model, optimizer, 12)
     assert all(row["removed"] > 0 for row in topology.records)
+
+
+def test_where_links_compete_within_a_layer_kernels_can_share_regrowth_by_their_links():
+    """As they are, scores of kernels with many links are larger, so that these get more than their part of new ones."""
+    mask = torch.zeros(16, 8, 3, 3, dtype=torch.bool)
+    for kernel in range(16):
+        mask[kernel].view(-1)[torch.randperm(72, generator=source(kernel))[: 12 if kernel < 8 else 36]] = True
+    gained = {}
+    for shares in ("scores", "links", "equal"):
+        model, _, topology = sparse(
+            nn.Sequential(nn.Conv2d(8, 16, 3, padding=1)), sparsity=1 - float(mask.float().mean()), zeta=0.3,
+            interval=10**9, method=chtconv.method("chts", kernel_shares=shares), allocation="layer",
+        )  # fmt: skip
+        with torch.no_grad():
+            model[0].weight.copy_(mask * (1 + torch.rand(mask.shape, generator=source(0))))
+        topology.load_state_dict(topology.state_dict() | {"masks": {"0.weight": mask}})
+        model(torch.zeros(1, 8, 8, 8))
+        topology.evolve()
+        new = topology.masks["0.weight"] & ~mask
+        gained[shares] = int(new[8:].sum()) / int(new.sum())
+    # Of the links, three quarters are in the second half of the kernels.
+    assert gained["equal"] == pytest.approx(1 / 2, abs=0.1)
+    assert gained["links"] == pytest.approx(3 / 4, abs=0.1)
+    assert gained["scores"] > gained["links"] + 0.05
+
+
+def test_shares_of_kernels_make_no_difference_where_every_kernel_has_as_many_links():
+    masks = []
+    for shares in ("scores", "links", "equal"):
+        method = chtconv.method("chts", kernel_shares=shares)
+        torch.manual_seed(0)
+        model, _, topology = sparse(nn.Sequential(nn.Conv2d(3, 8, 3)), method=method, sparsity=0.6, interval=10**9)
+        model(torch.zeros(1, 3, 7, 7))
+        topology.evolve()
+        masks.append(topology.masks["0.weight"])
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])

@@ -101,6 +101,7 @@ def test_changing_a_part_leaves_the_method_alone():
         ("static", {"density": "cubic"}, "the density schedule 'cubic' needs a removal"),
         ("chts", {"temperature": -1}, "temperature=-1: accepted are numbers from 0 up"),
         ("chts", {"temperature": float("nan")}, "temperature=nan"),
+        ("chts", {"kernel_shares": "link"}, "unknown kernel_shares 'link': did you mean 'links'"),
         ("chts", {"explore": 1.5}, r"explore=1\.5: accepted are numbers from 0 to 1"),
         ("cht", {"early_stop": 0}, "early_stop=0: accepted are numbers above 0"),
         ("cht", {"early_stop": 1.1}, r"early_stop=1\.1"),

@@ -14,6 +14,7 @@ from chtconv.regrowth import (
     largest_gradient,
     random_at_turnover,
     sampled_by_score,
+    shared_out,
     shuffled,
     uniform,
 )
@@ -177,3 +178,15 @@ def test_the_control_of_turnover_is_uniform_otherwise():
     assert_sampled(chosen[:, :3], sampling_without_replacement([1.0] * 3, 2))
     assert_sampled(chosen[:, 3:6], sampling_without_replacement([1.0] * 3, 1))
     assert not chosen[:, 6].any()
+
+
+@given(seed=SEEDS, kernels=st.integers(1, 6))
+def test_shares_of_kernels_are_their_links_or_equal_and_ratios_within_a_kernel_stay(seed, kernels):
+    scores = torch.rand(kernels, 12, generator=source(seed)) * (torch.rand(kernels, 12, generator=source(seed)) < 0.7)
+    links = torch.rand(kernels, 12, generator=source(seed + 1)) < 0.4
+    scored = scores.sum(1) > 0
+    assert torch.equal(shared_out(scores, links, "scores"), scores)
+    for by, wanted in (("links", links.sum(1).float()), ("equal", torch.ones(kernels))):
+        shared = shared_out(scores, links, by)
+        torch.testing.assert_close(shared.sum(1), wanted * scored)
+        torch.testing.assert_close(shared * scores.sum(1, keepdim=True), scores * (wanted * scored)[:, None])

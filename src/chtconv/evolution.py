@@ -19,7 +19,7 @@ from chtconv.matrix import by_channel, from_channels, groups_of
 from chtconv.methods import Method
 from chtconv.metrics import tied_scores
 from chtconv.redistribution import redistribute
-from chtconv.regrowth import REGROWTHS, choose
+from chtconv.regrowth import REGROWTHS, choose, shared_out
 from chtconv.removal import REMOVALS, least_important, sampled_by_importance
 from chtconv.schedule import DENSITIES
 from chtconv.selection import Count, count_true, in_chunks, stochastic_round
@@ -261,7 +261,7 @@ def _regrow(each: _Removed) -> Evolved:
     if method.regrowth is None:
         return _evolved(each, each.kept, None)
     scores_OI = layer.link_scores(each.kept) if method.uses_scores else None
-    worth_OI = _worth(layer, scores_OI) if method.worth != "nothing" else each.kept
+    worth_OI = _worth(layer, _comparable(scores_OI, each)) if method.worth != "nothing" else each.kept
     kept_RN, removed_RN = _rows(each.kept, layer), _rows(each.removed, layer)
     worth_RN = worth_OI.reshape(kept_RN.shape)
     regrown_RN = torch.cat([
@@ -275,6 +275,13 @@ def _regrow(each: _Removed) -> Evolved:
     if scores_OI is not None:
         scored = torch.stack([count_true(scores_OI > 0).double(), tied_scores(scores_OI, each.kept).double()])
     return _evolved(each, each.kept | regrown_RN.view(each.kept.shape), scored)
+
+
+def _comparable(scores_OI: Tensor | None, each: _Removed) -> Tensor | None:
+    """The link scores as kernels compete with them."""
+    if scores_OI is None or each.layer.settings.allocation == "kernel":
+        return scores_OI
+    return shared_out(scores_OI, each.kept, each.layer.settings.method.kernel_shares)
 
 
 def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from chtconv.errors import ConfigurationError, unknown
-from chtconv.regrowth import REGROWTHS
+from chtconv.regrowth import REGROWTHS, SHARES
 from chtconv.removal import REMOVALS
 from chtconv.schedule import DECAYS, DENSITIES
 from chtconv.scores.api import SCORES
@@ -29,6 +29,9 @@ class Method:
         predictor: the only link score that the method is defined with; None for any.
         temperature: power of the scores in sampling: 1 as published, towards 0 more even, above 1 sharper.
         explore: share of the probability of sampling that is spread evenly; 0 as published.
+        kernel_shares: where links compete within a layer, what the share of a kernel in its regrowth goes by: its
+            ``"scores"`` as they are, its ``"links"``, or ``"equal"`` shares; see
+            :func:`chtconv.regrowth.shared_out`.
         redistribute: whether regrowth moves links between layers, to those with the larger mean momentum.
         prune_dead: whether removal goes on along the chain of layers: links of channels that lost all links on one
             side go too, as in CHT.
@@ -44,6 +47,7 @@ class Method:
     predictor: str | None = None
     temperature: float = 1.0
     explore: float = 0.0
+    kernel_shares: str = "scores"
     redistribute: bool = False
     prune_dead: bool = False
     early_stop: float | None = None
@@ -56,6 +60,7 @@ class Method:
             ("density schedule", self.density, DENSITIES),
             ("zeta schedule", self.zeta_schedule, DECAYS),
             ("predictor", self.predictor, SCORES),
+            ("kernel_shares", self.kernel_shares, SHARES),
         ):
             if name is not None and name not in table:
                 raise unknown(kind, name, table)

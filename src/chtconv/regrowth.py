@@ -20,6 +20,9 @@ ROUNDING_BITS = 8
 # Below every score divided by a time, so that positions without score come last.
 _LAST = 2.0**-80
 
+# What a kernel's share in the regrowth of a layer goes by: the scores as they are, its links, or nothing.
+SHARES = ("scores", "links", "equal")
+
 Worth = Literal["nothing", "scores", "gradient", "momentum", "scores_and_gradient"]
 Keys = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -76,6 +79,30 @@ def sampled_by_score(
         even_R1 = explore / allowed_RN.sum(dim=1, keepdim=True).clamp_min(1)
         rates_RN = rates_RN.div_(sum_R1).mul_(1 - explore).add_(even_R1)
     return rates_RN.add(_LAST).div_(times_RN)
+
+
+def shared_out(scores_OI: Tensor, links_OI: Tensor, by: str) -> Tensor:
+    """Link scores made comparable between kernels, where links compete within a layer.
+
+    On the kernel graph every kernel is a graph of its own: in one with more links more positions have a score, and
+    larger ones, so that their sum grows faster than the links do. Sampled as they are, links gather in few kernels.
+
+    Args:
+        scores_OI: float32, at least 0; a row a kernel.
+        links_OI: bool, the active links.
+        by: a name in :data:`SHARES`: what the sum of a kernel's scores is made proportional to.
+
+    Returns:
+        Scores of the same shape, with the same ratios within each kernel; a kernel without scores stays without.
+
+    >>> shared_out(torch.tensor([[6.0, 2.0], [1.0, 0.0]]), torch.tensor([[True, True], [False, True]]), "links")
+    tensor([[1.5000, 0.5000],
+            [1.0000, 0.0000]])
+    """
+    if by == "scores":
+        return scores_OI
+    sum_O1 = scores_OI.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores_OI.dtype).tiny)
+    return scores_OI * (links_OI.sum(dim=1, keepdim=True) / sum_O1 if by == "links" else 1 / sum_O1)
 
 
 def largest_gradient(gradient_RN: Tensor, generator: torch.Generator) -> Tensor:

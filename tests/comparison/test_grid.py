@@ -60,6 +60,10 @@ def test_a_methods_own_values_are_the_same_named_or_not() -> None:
     assert canonical(SHORT.replace(method="snfs", allocation="layer"), SHORT) == SHORT.replace(method="snfs")
     assert canonical(SHORT.replace(method="granet", allocation="layer"), SHORT) != plain
     assert canonical(SHORT.replace(method="granet", initial_sparsity=0.4), SHORT) != plain
+    shares = {"method": "chts", "kernel_shares": "links"}
+    assert canonical(SHORT.replace(**shares), SHORT) == SHORT.replace(method="chts")
+    within = SHORT.replace(**shares, allocation="layer")
+    assert canonical(within, SHORT) == within
 
 
 @given(

@@ -33,7 +33,9 @@ PLURALS: Final = {
     "seeds": "seed",
 }
 # Parts of a method: its own value is what it has without being named.
-_PARTS: Final = ("removal", "regrowth", "density", "initial_sparsity", "temperature", "explore", "early_stop")
+_PARTS: Final = (
+    "removal", "regrowth", "density", "initial_sparsity", "temperature", "explore", "kernel_shares", "early_stop",
+)  # fmt: skip
 DEFAULT_AXES: Final[Mapping[str, tuple[Any, ...]]] = {
     "method": (DENSE, "set", "rigl", "cht", "chts"),
     "seed": (14, 15, 16),  # the paper's, appendix A
@@ -161,9 +163,12 @@ def _unused(config: Config) -> Iterator[str]:
             yield "windows"
     if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
         yield from ("temperature", "explore")
+    own = "layer" if changed.moves_links else "kernel"
+    if not changed.uses_scores or (config.topology.allocation or own) == "kernel":
+        yield "kernel_shares"
     if not changed.evolves:
         yield from ("zeta", "zeta_schedule", "evolutions_per_epoch", "stop_fraction", "early_stop", "prune_dead")
-    if config.topology.allocation == ("layer" if changed.moves_links else "kernel"):
+    if config.topology.allocation == own:
         yield "allocation"  # what it is without being named
     if changed.density == "constant":
         yield "initial_sparsity"

@@ -9,7 +9,7 @@ from chtconv.errors import ConfigurationError, unknown
 from chtconv.initial import ALLOCATIONS
 from chtconv.methods import METHODS
 from chtconv.models import MODELS
-from chtconv.regrowth import REGROWTHS
+from chtconv.regrowth import REGROWTHS, SHARES
 from chtconv.removal import REMOVALS
 from chtconv.schedule import DECAYS, DENSITIES
 from chtconv.scores.api import GRAPHS, SCORES, WINDOWS
@@ -79,6 +79,9 @@ class Topology:
     explore: float | None = share(
         "share of sampling that is spread evenly", least=0, whole_too=True, optional=True
     ).field(None)
+    kernel_shares: str | None = choice(
+        "what a kernel's share in the regrowth of its layer goes by", lambda: SHARES, optional=True
+    ).field(None)
     early_stop: float | None = share(
         "overlap of removed and regrown links at which a layer stops", whole_too=True, optional=True
     ).field(None)
@@ -86,7 +89,7 @@ class Topology:
 
     def changes(self) -> dict[str, Any]:
         """What is different from the named method, as :func:`chtconv.method` takes it."""
-        names = ("removal", "regrowth", "density", "temperature", "explore", "early_stop")
+        names = ("removal", "regrowth", "density", "temperature", "explore", "kernel_shares", "early_stop")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None} | (
             {"prune_dead": True} if self.prune_dead else {}
