@@ -85,7 +85,8 @@ def shared_out(scores_OI: Tensor, links_OI: Tensor, by: str) -> Tensor:
     """Link scores made comparable between kernels, where links compete within a layer.
 
     On the kernel graph every kernel is a graph of its own: in one with more links more positions have a score, and
-    larger ones, so that their sum grows faster than the links do. Sampled as they are, links gather in few kernels.
+    larger ones, so that their sum grows faster than the links do. Sampled as they are, links gather in few kernels, and
+    kernels with so few links that there is no path of length 3 get none.
 
     Args:
         scores_OI: float32, at least 0; a row a kernel.
@@ -93,16 +94,18 @@ def shared_out(scores_OI: Tensor, links_OI: Tensor, by: str) -> Tensor:
         by: a name in :data:`SHARES`: what the sum of a kernel's scores is made proportional to.
 
     Returns:
-        Scores of the same shape, with the same ratios within each kernel; a kernel without scores stays without.
+        Scores of the same shape, with the same ratios within each kernel. What a kernel without scores gets is spread
+        evenly over its disabled positions, as where links compete within a kernel.
 
-    >>> shared_out(torch.tensor([[6.0, 2.0], [1.0, 0.0]]), torch.tensor([[True, True], [False, True]]), "links")
-    tensor([[1.5000, 0.5000],
-            [1.0000, 0.0000]])
+    >>> shared_out(torch.tensor([[0.0, 6.0, 2.0], [0.0, 0.0, 0.0]]), torch.tensor([[True, False, False]] * 2), "links")
+    tensor([[0.0000, 0.7500, 0.2500],
+            [0.0000, 0.5000, 0.5000]])
     """
     if by == "scores":
         return scores_OI
-    sum_O1 = scores_OI.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores_OI.dtype).tiny)
-    return scores_OI * (links_OI.sum(dim=1, keepdim=True) / sum_O1 if by == "links" else 1 / sum_O1)
+    known_OI = torch.where((scores_OI > 0).any(dim=1, keepdim=True), scores_OI, (~links_OI).to(scores_OI.dtype))
+    sum_O1 = known_OI.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores_OI.dtype).tiny)
+    return known_OI * (links_OI.sum(dim=1, keepdim=True) / sum_O1 if by == "links" else 1 / sum_O1)
 
 
 def largest_gradient(gradient_RN: Tensor, generator: torch.Generator) -> Tensor:
