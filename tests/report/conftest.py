@@ -100,7 +100,7 @@ def unfinished(trained: Path, cell: Callable[..., Path]) -> None:
         if state == "stopped":
             (target / "checkpoint.pt").touch()
         if state == "failed":
-            failure = {"reason": f"the loss is not finite {HOSTILE}", "at": "2026-11-24T03:00:00+00:00"}
+            failure = {"reason": f"the loss is not finite {HOSTILE} {'x' * 200}", "at": "2026-11-24T03:00:00+00:00"}
             (target / "failure.json").write_text(json.dumps(failure))
         if state == "unreadable":
             (target / "config.json").write_text("{")

@@ -17,6 +17,11 @@ CUT_TEXT = """[...document.querySelectorAll("figure svg")].flatMap(svg => {
         const box = text.getBoundingClientRect();
         return box.left < frame.left - 2 || box.right > frame.right + 2;
     }).map(text => text.textContent); })"""
+# Where a table is moved sideways, the names of its rows and their heading stay.
+MOVED = """[...document.querySelectorAll(".scroll")].filter(each => each.scrollWidth > each.clientWidth).map(each => {
+    each.scrollLeft = 80;
+    return [...each.querySelectorAll("tbody th, .name")].map(
+        name => name.getBoundingClientRect().left - each.getBoundingClientRect().left); })"""
 COLUMNS = "getComputedStyle(document.querySelector('.figures')).gridTemplateColumns.trim().split(' ').length"
 
 
@@ -57,6 +62,9 @@ def test_nothing_overflows_nothing_fails_and_every_figure_is_seen(
     assert tab.evaluate(SMALL_FIGURES) == 0
     assert tab.evaluate(CUT_TEXT) == []
     assert tab.evaluate(COLUMNS) == (1 if width == 360 else 3)
+    moved = tab.evaluate(MOVED)
+    assert moved or width > 360
+    assert all(left > -1 for table in moved for left in table)
     tab.close()
 
 

@@ -2,13 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from chtconv.report.figures import evolution, slices
+from chtconv.report.facts import facts
+from chtconv.report.figures import accuracy, against, evolution, scores, slices
 from chtconv.report.figures.layers import layouts
 from chtconv.report.figures.picture import MOST_LINES, Panel, Picture, draw, panels
 from chtconv.report.masks import layer_links, links_of
@@ -119,3 +121,57 @@ def test_a_panel_without_results_gives_no_picture() -> None:
     comparison = many(2)
     assert evolution.pictures(comparison, "k") == []
     assert isinstance(panels(comparison, "k")[0], Panel)
+
+
+@pytest.mark.parametrize(("seeds", "known"), [(1, False), (2, True)])
+def test_an_error_bar_takes_two_runs(seeds: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[float] = []
+    monkeypatch.setattr(against, "_bars", lambda _axes, _x, points, **_: errors.extend(each.error for each in points))
+    runs = [
+        replace(run, config={**run.config, "seed": seed}, metrics=[{"epoch": 1, "test_accuracy": 0.5 + 0.1 * seed}])
+        for run in many(0, (0.8, 0.9)).runs
+        for seed in range(seeds)
+    ]
+    assert against.against_sparsity(Comparison("", runs), "k")
+    assert len(errors) == 4
+    assert bool(np.isfinite(errors).all()) is known is bool(np.isfinite(errors).any())
+
+
+def caption_of(*curves: list[float]) -> str:
+    """The caption of the accuracy curves of one run a variant."""
+    runs = [
+        replace(run, metrics=[{"epoch": epoch, "test_accuracy": value} for epoch, value in enumerate(curve, 1)])
+        for run, curve in zip(many(len(curves) - 2).runs, curves, strict=True)
+    ]
+    (picture,) = accuracy.curves(Comparison("", runs), "k")
+    return picture.caption
+
+
+def test_only_early_epochs_lie_below_the_axis_of_accuracy() -> None:
+    good = [0.1, *np.linspace(0.6, 0.9, 19)]
+    assert "the first epochs lie below the axis" in caption_of(good, good)
+    assert "below the axis" not in caption_of(good[:3], good[:3])
+    # One of seven ends at chance: nobody must miss it.
+    assert "below the axis" not in caption_of(*[good[1:]] * 6, [*good[1:-2], 0.1, 0.1])
+
+
+def test_shares_of_candidates_are_of_those_of_all_layers() -> None:
+    records = [
+        {"layer": "a", "step": 1, "size": 100, "links": 90, "new": 8, "rechosen": 2, "zero_scores": 1.0},
+        {"layer": "b", "step": 1, "size": 100, "links": 20, "new": 0, "rechosen": 0, "zero_scores": 0.5},
+    ]
+    config, metrics = {"method": "cht", "sparsity": 0.5, "seed": 0}, [{"epoch": 1, "steps": 1}]
+    run = Run("a", Path("a"), "done", "", "CHT", config, {}, metrics, records)
+    picture = next(each for each in scores.pictures(Comparison("", [run]), "k") if "Scores of 0" in each.alternative)
+    assert values_in(picture) == {"CHT": 60.0}
+
+
+def test_a_commit_with_changes_is_no_other_commit(found: Comparison) -> None:
+    commits = [{"revision": "a", "dirty": False}, {"revision": "a", "dirty": True}]
+    runs = [
+        replace(run, summary={**run.summary, "commit": commit})
+        for run, commit in zip(found.runs, commits * 2, strict=False)
+    ]
+    warnings = facts(Comparison("", runs)).warnings
+    assert "Some runs were made from source with uncommitted changes." in warnings
+    assert not any("different commits" in each for each in warnings)

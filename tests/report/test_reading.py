@@ -107,6 +107,9 @@ def test_a_mark_of_the_session_tells_that_a_cell_runs_on_another_machine(plain: 
     mark.parent.mkdir()
     mark.touch()
     assert by_state(read(plain)[0])["running"].name == "set"
+    for path in (plain / "set").iterdir():
+        path.unlink()
+    assert by_state(read(plain)[0])["running"].reason == "0 of 2 epochs"
     os.utime(mark, (time.time() - 1000,) * 2)
     assert "running" not in by_state(read(plain)[0])
 
@@ -117,14 +120,3 @@ def test_cells_name_folders_of_the_comparison_only(set_run: Path) -> None:
     cells = {name: {"variant": "SET"} for name in ("../set", "..", "", "a\0b", "/etc")}
     (folder / "comparison.json").write_text(json.dumps({"cells": cells}))
     assert read(folder)[0].runs == ()
-
-
-def test_a_cell_whose_folder_is_gone_is_taken_from_its_line_of_results(plain: Path) -> None:
-    summary = json.loads((plain / "set" / "summary.json").read_text())
-    line = summary | {"variant": "SET", "curve": {"test_accuracy": [0.1, 0.2], "validation_accuracy": []}}
-    cells = {"gone": {"variant": "SET", "method": "set", "sparsity": 0.9, "seed": 0, "epochs": 2}}
-    (plain / "comparison.json").write_text(json.dumps({"recipe": "quick", "shared": {}, "cells": cells}))
-    (plain / "results.jsonl").write_text(json.dumps(line) + "\n")
-    run = next(run for run in read(plain)[0].runs if run.name == "gone")
-    assert (run.state, run.summary["itop"]) == ("done", summary["itop"])
-    assert [row["test_accuracy"] for row in run.metrics] == [0.1, 0.2]

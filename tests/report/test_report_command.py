@@ -27,6 +27,7 @@ def test_the_page_is_written_beside_the_folder_or_where_it_is_asked_for(
         (["{empty}"], "holds no run"),
         (["{run}", "--out", "page.pdf"], "accepted is a file that ends in .html or .htm"),
         (["{run}", "--out", "{empty}/absent/page.html"], "cannot write"),
+        (["{run}", "--results", "{empty}/absent.jsonl"], "is no file"),
         (["{run}", "--output", "page.html"], "did you mean '--out'"),
     ],
 )

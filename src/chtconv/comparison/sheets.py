@@ -21,7 +21,7 @@ LEGEND: Final = MappingProxyType({
     "infer": "FLOPs of one image as a share of the dense network's",
     "new": "share of removed links that were not chosen again at once",
     "ITOP": "share of all possible links that were ever active",
-    "empty": "share of the (kernel, input channel) pairs without a link at the end",
+    "empty": "share of the (kernel, input channel) pairs without a link at the end, mean over layers",
     "seconds": "of training, evaluation not included",
     "paper": "as printed, 3 seeds; a perfect reproduction lies below it half of the time",
     "difference": "points of accuracy [95 % interval]: paired by seed, or Welch's where it is to the paper",

@@ -8,7 +8,7 @@ from typing import Any, Final
 from chtconv.errors import ConfigurationError
 from chtconv.training.files import write_atomically
 
-OPTIONS: Final = ("out",)
+OPTIONS: Final = ("out", "results")
 _SUFFIXES: Final = (".html", ".htm")
 _PACKAGES: Final = ("matplotlib", "jinja2", "scipy")
 
@@ -25,13 +25,18 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("folder", metavar="DIR", help="what chtconv compare, table1 or train wrote")
     command.add_argument("--out", metavar="FILE", help="the page (DIR.html)")
+    command.add_argument(
+        "--results",
+        metavar="FILE",
+        help="what compare was given: runs that have a line here are done (DIR/results.jsonl)",
+    )
 
 
 def report_command(options: argparse.Namespace) -> int:
     """Runs ``chtconv report``: writes the page, and says where.
 
     Raises:
-        ConfigurationError: no run in the folder, another kind of file than HTML, or a package that is missing.
+        ConfigurationError: no run in the folder, no such results, another kind of file than HTML, or a missing package.
         StorageError: the page cannot be written.
     """
     folder = Path(options.folder)
@@ -47,6 +52,7 @@ def report_command(options: argparse.Namespace) -> int:
     from chtconv.report.page import page
     from chtconv.report.reading import read
 
-    write_atomically(out, page(read(folder)).encode())
+    results = Path(options.results) if options.results else None
+    write_atomically(out, page(read(folder, results)).encode())
     print(f"page: {out}")
     return 0

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chtconv.comparison.folder import COMPARISON, RESULTS
+from chtconv.comparison.result import same_run
 from chtconv.errors import ConfigurationError
 from chtconv.report.naming import comparisons_of
 from chtconv.report.run import Comparison, Row, Run, number, table
@@ -15,23 +17,26 @@ _SESSIONS = ".session-*"
 _STALE_AFTER = 120.0
 
 
-def read(path: Path) -> list[Comparison]:
+def read(path: Path, results: Path | None = None) -> list[Comparison]:
     """The comparisons in a folder.
 
     Args:
         path: a comparison, a folder of comparisons, a folder of runs, or a run.
+        results: the file with a line a run that its comparisons were made with; None for the one in the folder of each.
 
     Raises:
-        ConfigurationError: no such folder, or no run in it.
+        ConfigurationError: no such folder or file, or no run in the folder.
     """
     if not path.is_dir():
         raise ConfigurationError(f"{path} is no folder: accepted is one that chtconv compare, table1 or train wrote.")
+    if results and not results.is_file():
+        raise ConfigurationError(f"--results {str(results)!r} is no file: accepted is one that chtconv compare wrote.")
     if (path / COMPARISON).exists():
-        return [_comparison(path)]
+        return [_comparison(path, results)]
     if holds_run(path):
         return comparisons_of([read_run(path)])
     folders = _folders(path)
-    found = [_comparison(folder) for folder in folders if (folder / COMPARISON).exists()]
+    found = [_comparison(folder, results) for folder in folders if (folder / COMPARISON).exists()]
     plain = [read_run(folder) for folder in folders if not (folder / COMPARISON).exists() and holds_run(folder)]
     if not found and not plain:
         raise ConfigurationError(
@@ -47,12 +52,12 @@ def _folders(path: Path) -> list[Path]:
         raise ConfigurationError(f"cannot read the folder {path}: {error.strerror}") from error
 
 
-def _comparison(path: Path) -> Comparison:
+def _comparison(path: Path, results: Path | None) -> Comparison:
     """A folder with a comparison.json: its cells, those not yet begun too, and whatever run lies beside them."""
     stored, problem = read_json(path / COMPARISON)
     cells = {str(name): cell for name, cell in table(stored, "cells").items() if isinstance(cell, dict)}
     beside = [folder for folder in _folders(path) if folder.name not in cells and holds_run(folder)]
-    lines, lost = read_rows(path / RESULTS)
+    lines, lost = read_rows(results or path / RESULTS)
     running = _running(path)
     runs = [
         _cell(path / name, cell, table(stored, "shared"), lines, running=name in running)
@@ -83,19 +88,30 @@ def _running(path: Path) -> set[str]:
 def _cell(path: Path, cell: Row, shared: Row, lines: Sequence[Row], *, running: bool) -> Run:
     """The run of a cell; where its folder says nothing, its line of results does, or the cell itself."""
     variant = str(cell.get("variant", ""))
-    run = read_run(path, variant, running=running)
+    run = read_run(path, variant, running=running, epochs=cell.get("epochs", "?"))
     if run.state == "done":
         return run
-    line = next((line for line in lines if _is_of(line, cell)), None)
-    if line is not None:
-        return run_of_line(line, run.name, path, variant)
+    found = [line for line in lines if _is_of(line, cell, shared)]
+    if found and all(_same(line, found[-1]) for line in found):
+        return run_of_line(found[-1], run.name, path, variant)
+    reason = run.reason or (f"{len(found)} lines of results have its name, of different runs" if found else "")
     if run.config:
-        return run
+        return replace(run, reason=reason)
     known = {key: cell[key] for key in ("method", "sparsity", "seed", "epochs") if key in cell}
-    return Run(run.name, path, run.state, run.reason, variant, {**shared, **known}, {}, run.metrics, run.records)
+    return replace(run, reason=reason, config={**shared, **known})
 
 
-def _is_of(line: Row, cell: Row) -> bool:
+def _is_of(line: Row, cell: Row, shared: Row) -> bool:
+    """Whether a line may be that of a cell: it says nothing else than the cell and what all cells share."""
     config = table(line, "config")
     same = line.get("variant") == cell.get("variant") and config.get("method") == cell.get("method")
-    return same and all(number(config, key) == number(cell, key) for key in ("sparsity", "seed"))
+    same = same and all(number(config, key) == number(cell, key) for key in ("sparsity", "seed"))
+    return same and all(config.get(name, value) == value for name, value in shared.items())
+
+
+def _same(line: Row, other: Row) -> bool:
+    """Whether they are of one run: values of axes that only one was given stand neither in a cell nor in a name."""
+    try:
+        return same_run(table(line, "config"), table(other, "config"))
+    except ConfigurationError:
+        return False

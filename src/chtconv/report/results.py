@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chtconv.comparison.result import identity, result_line
 from chtconv.comparison.sheets import LEGEND, sheets
 from chtconv.comparison.table import tables
 from chtconv.errors import ConfigurationError
 from chtconv.report.facts import STATES
+from chtconv.report.figures.accuracy import NAMES, last_accuracy
 from chtconv.report.figures.picture import percent
 from chtconv.report.run import Comparison, Run, number
 
@@ -41,7 +43,7 @@ def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[st
     lines, problems = [], []
     for run in (run for comparison in comparisons for run in comparison.done):
         try:
-            line = result_line(run.summary, run.metrics, run.records, run.variant)
+            line = _line(run)
             identity(line["config"])
             tables([line])
         except (ConfigurationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -54,6 +56,13 @@ def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[st
     ], problems
 
 
+def _line(run: Run) -> dict[str, Any]:
+    """The line of results of a run; of a run that has nothing else, it is there already."""
+    if run.from_line:
+        return {**run.summary, "variant": run.variant}
+    return result_line(run.summary, run.metrics, run.records, run.variant)
+
+
 def _meanings(header: Sequence[str]) -> list[tuple[str, str]]:
     names = [name.rpartition(", ")[2] for name in header]
     return [(name, meaning) for name, meaning in LEGEND.items() if name in names]
@@ -61,15 +70,19 @@ def _meanings(header: Sequence[str]) -> list[tuple[str, str]]:
 
 def run_list(comparison: Comparison) -> PageTable:
     """Every run with its state, the reason where it is not done, and what came out."""
-    header = ("run", "variant", "state", "sparsity", "seed", "epochs", "test accuracy, %", "minutes")
+    measure = comparison.measure
+    header = ("run", "variant", "state", "sparsity", "seed", "epochs", f"{NAMES[measure]}, %", "minutes")
     ordered = sorted(
         comparison.runs, key=lambda run: (run.state == "done", run.sparsity or 0, run.variant, run.seed or 0)
     )
-    return PageTable("All runs; those that are not done first", header, [_row(run) for run in ordered], labels=3)
+    return PageTable(
+        "All runs; those that are not done first", header, [_row(run, measure) for run in ordered], labels=3
+    )
 
 
-def _row(run: Run) -> tuple[str, ...]:
-    accuracy, seconds = number(run.summary, "test_accuracy"), number(run.summary, "seconds")
+def _row(run: Run, measure: str) -> tuple[str, ...]:
+    accuracy = last_accuracy(run, measure) if run.state == "done" else None
+    seconds = number(run.summary, "seconds")
     return (
         run.name,
         run.variant,

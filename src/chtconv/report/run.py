@@ -81,6 +81,11 @@ class Run:
         return None if found is None else int(found)
 
     @property
+    def from_line(self) -> bool:
+        """Whether nothing is left of it but its line of results, which holds its curve."""
+        return "curve" in self.summary
+
+    @property
     def steps_per_epoch(self) -> float | None:
         """Optimizer steps an epoch; None before the first epoch."""
         for row in self.metrics:

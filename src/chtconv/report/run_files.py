@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ def holds_run(path: Path) -> bool:
     return RunFolder(path).holds_run() or (path / FAILURE).exists()
 
 
-def read_run(path: Path, variant: str = "", *, running: bool = False) -> Run:
+def read_run(path: Path, variant: str = "", *, running: bool = False, epochs: object = "?") -> Run:
     """One run folder.
 
     Args:
         path: the folder, which need not be there.
         variant: how people call what was trained.
         running: whether it is known to be training now; else its lock tells.
+        epochs: how many it will have, where its folder does not say.
     """
     problems: list[str] = []
     config, summary = (_checked_json(path / name, problems) for name in (CONFIG, SUMMARY))
@@ -35,9 +36,8 @@ def read_run(path: Path, variant: str = "", *, running: bool = False) -> Run:
         config = {}
     if summary and config:
         return Run(path.name, path, "done", "; ".join(problems), variant, config, summary, metrics, records)
-    state, reason = _unfinished(
-        path, problems, config, f"{len(metrics)} of {config.get('epochs', '?')} epochs", running
-    )
+    kept = f"{len(metrics)} of {config.get('epochs', epochs)} epochs"
+    state, reason = _unfinished(path, problems, config, kept, running)
     return Run(path.name, path, state, reason, variant, config, {}, metrics, records)
 
 
@@ -62,15 +62,20 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) else ({}, f"{path.name} holds no table of names and values")
 
 
-def read_rows(path: Path) -> tuple[list[Row], str]:
-    """The rows of a file that can be read, and what is wrong with others."""
+def read_rows(path: Path, numbers: Collection[str] = ()) -> tuple[list[Row], str]:
+    """The rows of a file that can be read, and what is wrong with others.
+
+    Args:
+        path: of the file, which need not be there.
+        numbers: names that stand for a number in every row that has them.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return [], ""
     except (OSError, ValueError) as error:
         return [], f"{path.name} cannot be read: {error}"
-    rows = list(_parsed(lines))
+    rows = list(_parsed(lines, numbers))
     lost = len(lines) - len(rows)
     return rows, f"{lost} of {len(lines)} lines of {path.name} cannot be read" if lost else ""
 
@@ -123,16 +128,16 @@ def _checked_json(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _rows(path: Path, problems: list[str]) -> list[Row]:
-    rows, problem = read_rows(path)
+    rows, problem = read_rows(path, ("epoch", "evolution"))
     problems += [problem] if problem else []
     return rows
 
 
-def _parsed(lines: list[str]) -> Iterator[Row]:
+def _parsed(lines: list[str], numbers: Collection[str]) -> Iterator[Row]:
     for line in lines:
         try:
             row = json.loads(line, parse_constant=lambda _: None)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and all(number(row, key) is not None for key in row if key in ("epoch", "evolution")):
+        if isinstance(row, dict) and all(number(row, key) is not None for key in row if key in numbers):
             yield row

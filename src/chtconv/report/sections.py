@@ -58,28 +58,37 @@ def _accuracy(comparison: Comparison, key: str) -> Section:
 
 def _evolution(comparison: Comparison, key: str) -> Section:
     drawn = evolution.pictures(comparison, f"{key}evolution")
-    none = "No complete run has evolved its links."
-    return Section("Evolution of the links", "" if drawn else none, {"": drawn})
+    none = "No complete run has a record of how its links evolved."
+    return Section("Evolution of the links", "" if drawn else _without(none, comparison), {"": drawn})
 
 
 def _scores(comparison: Comparison, key: str) -> Section:
     drawn = scores.pictures(comparison, f"{key}score")
-    none = "No complete run predicts links."
-    return Section("Link scores", "" if drawn else none, {"": drawn})
+    none = "No complete run has a record of link scores."
+    return Section("Link scores", "" if drawn else _without(none, comparison), {"": drawn})
 
 
 def _cost(comparison: Comparison, key: str) -> Section:
     drawn = [*cost.times(comparison, key), *against.against_flops(comparison, key)]
-    flops = any(run.summary.get("flops") for run in comparison.done)
-    none = "" if flops or not comparison.done else "These runs did not record floating point operations."
-    return Section("Time and arithmetic", none if drawn else "No run is complete.", {"": drawn})
+    silent = sum(not run.summary.get("flops") for run in comparison.done)
+    none = f"{silent} of {len(comparison.done)} complete runs did not record floating point operations."
+    return Section("Time and arithmetic", (none if silent else "") if drawn else "No run is complete.", {"": drawn})
+
+
+def _without(none: str, comparison: Comparison) -> str:
+    """The sentence on what there is not; where runs have left no more than their lines of results, that is why."""
+    lines = sum(run.from_line for run in comparison.done)
+    return f"{none} Of {lines} of {len(comparison.done)} only the line of results is left." if lines else none
 
 
 def _links(comparison: Comparison, key: str) -> Section:
     """Where links went: nothing to see without a complete sparse run."""
     links, problems = _all_links(comparison)
     if not links:
-        return Section("Where links went", " ".join(["No complete run has masks of convolutions.", *problems]))
+        return Section(
+            "Where links went",
+            " ".join([_without("No complete run has masks of convolutions.", comparison), *problems]),
+        )
     here = [(panel, _of_groups(panel, links)) for panel in panels(comparison, f"{key}links")]
     known = [(panel, runs) for panel, runs in here if runs]
     maps, left_out = _maps(comparison, key, links)

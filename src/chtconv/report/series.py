@@ -70,15 +70,17 @@ def ratio(above: str, below: str) -> Callable[[Sequence[Row]], float]:
     return value
 
 
-def weighted(key: str, by: str = "size") -> Callable[[Sequence[Row]], float]:
-    """The mean of a share over layers, each weighted by its size; NaN where no layer has one.
+def weighted(
+    key: str, by: Callable[[Row], float | None] = lambda row: number(row, "size")
+) -> Callable[[Sequence[Row]], float]:
+    """The mean of a share over layers, each weighted by what it is a share of; NaN where no layer has one.
 
     >>> weighted("itop")([{"itop": 0.5, "size": 3}, {"itop": 0.1, "size": 1}, {"itop": None, "size": 1}])
     0.4
     """
 
     def value(rows: Sequence[Row]) -> float:
-        known = [(number(row, key), number(row, by)) for row in rows]
+        known = [(number(row, key), by(row)) for row in rows]
         pairs = [(share, size) for share, size in known if share is not None and size]
         total = sum(size for _, size in pairs)
         return sum(share * size for share, size in pairs) / total if total else np.nan

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from chtconv.report.figures.lines import band, group_means, whole_numbers
 from chtconv.report.figures.picture import Panel, Picture, draw, listed, panels, short
 from chtconv.report.figures.rows import dots
-from chtconv.report.run import Comparison, Group, number
+from chtconv.report.run import Comparison, Group, Run, number
 from chtconv.report.series import Values, curve
 
 NAMES: Final = {"test_accuracy": "test accuracy", "validation_accuracy": "accuracy on held-out images"}
-# Share of an accuracy curve that may lie below the axis: the first epochs are near chance, and say nothing.
+# Share of the accuracy curves that may lie below the axis: the first epochs are near chance, and say nothing.
 _HIDDEN: Final = 0.12
 
 
@@ -29,6 +29,8 @@ def _curve(panel: Panel, measure: str) -> Picture | None:
     unfinished = [(group, run) for group in panel.groups for run in group.runs if run.state != "done" and run.metrics]
     if not means and not unfinished:
         return None
+    drawn = [*(mean.mean for mean in means.values()), *(curve(run, measure)[1] for _, run in unfinished)]
+    lowest = _lowest([100 * values for values in drawn])
 
     def paint(axes: Axes) -> None:
         for variant, mean in means.items():
@@ -41,25 +43,30 @@ def _curve(panel: Panel, measure: str) -> Picture | None:
             labelled.add(group.variant)
             axes.plot(x, 100 * y, color=style.color, linestyle=style.dashes, linewidth=0.6, label=label)
         whole_numbers(axes)
-        _begin_late(axes, [100 * mean.mean for mean in means.values()])
+        axes.set_ylim(bottom=lowest)
 
     last = {variant: 100 * mean.mean[-1] for variant, mean in means.items()}
+    below = "" if lowest is None else ", the first epochs lie below the axis"
     thin = "; thin lines are runs that are not complete, which the means leave out" if unfinished else ""
     return Picture(
         draw(panel.key, paint, title=f"{name.capitalize()}, {panel.title}", x="epoch", y=f"{name}, %"),
         f"Line chart: {name} over epochs at {panel.title}. "
         + (f"After the last epoch: {listed(last, '%')}." if last else "No run is complete."),
         f"{name.capitalize()} after each epoch at {panel.title}: higher is better, lines are means over seeds, bands "
-        f"one standard error to either side, the first epochs may lie below the axis{thin}.",
+        f"one standard error to either side{below}{thin}.",
     )
 
 
-def _begin_late(axes: Axes, means: Sequence[Values]) -> None:
-    values = np.concatenate(means) if means else np.array([])
+def _lowest(curves: Sequence[Values]) -> float | None:
+    """Where the axis begins, if it leaves out early epochs: the later half of every curve is in sight, bad or good."""
+    values = np.concatenate(curves) if curves else np.array([])
     values = values[np.isfinite(values)]
-    if len(values) > 20:
-        low, high = np.quantile(values, _HIDDEN), float(values.max())
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], low - 0.1 * (high - low)))
+    if len(values) <= 20:
+        return None
+    later = np.concatenate([curve[len(curve) // 2 :] for curve in curves])
+    low = float(min([np.quantile(values, _HIDDEN), *later[np.isfinite(later)]]))
+    low -= 0.1 * (float(values.max()) - low)
+    return low if values.min() < low else None
 
 
 def seeds(comparison: Comparison, key: str) -> list[Picture]:
@@ -85,5 +92,10 @@ def _seeds(panel: Panel, measure: str) -> Picture | None:
 
 def last_accuracies(group: Group, measure: str) -> Values:
     """The accuracy of each complete run after its last epoch, in percent."""
-    found = [number(run.metrics[-1], measure) if run.metrics else number(run.summary, measure) for run in group.done]
+    found = [last_accuracy(run, measure) for run in group.done]
     return np.array([100 * value for value in found if value is not None])
+
+
+def last_accuracy(run: Run, measure: str) -> float | None:
+    """The accuracy after the last epoch; None where it was not written down."""
+    return number(run.metrics[-1] if run.metrics else run.summary, measure)

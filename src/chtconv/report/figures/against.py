@@ -15,7 +15,7 @@ from chtconv.report.run import Comparison, Group, number, table
 
 @dataclass(frozen=True)
 class _Point:
-    """The accuracy of a group in percent, its standard error, and its share of the FLOPs of dense training."""
+    """The accuracy of a group in percent, its standard error (NaN for one run), and its share of dense FLOPs."""
 
     variant: str
     sparsity: float
@@ -120,7 +120,7 @@ def _points(comparison: Comparison) -> list[_Point]:
     for group in comparison.groups:
         values = last_accuracies(group, comparison.measure)
         if len(values):
-            error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
             found.append(_Point(group.variant, group.sparsity, float(values.mean()), error, _flops(group)))
     return found
 

@@ -20,6 +20,7 @@ _COLUMNS: Final = 5
 _SMALL, _LARGE, _GAP = 3.0, 8.6, 1.6
 _MOST_NUMBERS: Final = 25
 _TAIL: Final = 0.05
+_TURN: Final = 0.47  # share of the scale at which white and black letters are as easy to read, at 4.5 to 1
 
 Runs = Sequence[Sequence[LayerLinks]]
 
@@ -128,7 +129,8 @@ def _numbers(axes: Axes, values: Values, scale: tuple[float, float]) -> None:
     """The values in the large map, where there is room."""
     if values.size > _MOST_NUMBERS:
         return
+    turn = scale[0] + _TURN * (scale[1] - scale[0])
     for corners, value in _cells(values, 0, _GAP, _LARGE):
-        color = "#ffffff" if value < sum(scale) / 2 else "#000000"
+        color = "#ffffff" if value < turn else "#000000"
         x, y = np.mean(corners, axis=0)
         axes.text(x, y, f"{value:.1f}", ha="center", va="center_baseline", fontsize=7.5, color=color)

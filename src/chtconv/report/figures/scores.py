@@ -10,15 +10,23 @@ from chtconv.report.figures.evolution import quantities
 from chtconv.report.figures.layers import layer_lines
 from chtconv.report.figures.lines import Quantity
 from chtconv.report.figures.picture import Panel, Picture, draw, listed, panels
-from chtconv.report.run import Comparison, Group, Run, number
+from chtconv.report.run import Comparison, Group, Row, Run, number
 from chtconv.report.series import weighted
+
+
+def _candidates(row: Row) -> float | None:
+    """Positions without a link once links were removed: those that are left, and those that were filled again."""
+    known = [number(row, name) for name in ("size", "links", "new", "rechosen")]
+    size, links, new, rechosen = (value or 0.0 for value in known)
+    return None if known[0] is None else size - links + new + rechosen
+
 
 _QUANTITIES: Final = (
     Quantity(
         "zero",
         "Scores of 0",
         "candidates of score 0, %",
-        weighted("zero_scores"),
+        weighted("zero_scores", _candidates),
         "Share of the candidates for regrowth whose score is 0, at {panel}: these are chosen only where no positive "
         "score is left, or at random.",
     ),
@@ -26,7 +34,7 @@ _QUANTITIES: Final = (
         "tied",
         "Tied scores",
         "tied candidates, %",
-        weighted("tied_scores"),
+        weighted("tied_scores", _candidates),
         "Share of the candidates whose positive score another candidate of their kernel has too, at {panel}: the more "
         "ties, the more is decided by lot.",
     ),

@@ -1,0 +1,104 @@
+"""Cells of which only a line of results is left, in the folder of the comparison or in a file of one's choice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chtconv import ConfigurationError
+from chtconv.comparison.folder import read_rows
+from chtconv.comparison.result import result_line
+from chtconv.report.page import page
+from chtconv.report.reading import read
+from chtconv.report.results import results
+from chtconv.report.run import Run
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def line(trained: Path) -> dict[str, Any]:
+    """The line of the SET run, as chtconv compare writes it."""
+    run = trained / "set"
+    rows = [read_rows(run / name) for name in ("metrics.jsonl", "evolution.jsonl")]
+    return result_line(json.loads((run / "summary.json").read_text()), *rows, "SET")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A comparison of one cell, without a run folder."""
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    cells = {"gone": {"variant": "SET", "method": "set", "sparsity": 0.9, "seed": 0, "epochs": 2}}
+    stored = {"recipe": "quick", "shared": {"batch_size": 512, "dataset": "digits"}, "cells": cells}
+    (folder / "comparison.json").write_text(json.dumps(stored))
+    return folder
+
+
+def write(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def changed(line: dict[str, Any], accuracy: float | None = None, **values: Any) -> dict[str, Any]:
+    new = {} if accuracy is None else {"test_accuracy": accuracy}
+    return line | new | {"config": line["config"] | values}
+
+
+def gone(folder: Path, file: Path | None = None) -> Run:
+    (found,) = read(folder, file)
+    assert found.notes == []
+    (run,) = found.runs
+    return run
+
+
+def test_a_cell_whose_folder_is_gone_is_taken_from_its_line(folder: Path, line: dict[str, Any]) -> None:
+    write(folder / "results.jsonl", changed(line, seed=1), line)
+    run = gone(folder)
+    assert (run.state, run.reason, run.summary["itop"]) == ("done", "from its line of results", line["itop"])
+    assert [row["test_accuracy"] for row in run.metrics] == line["curve"]["test_accuracy"]
+
+
+def test_the_tables_have_what_the_line_says_of_the_evolution(folder: Path, line: dict[str, Any]) -> None:
+    write(folder / "results.jsonl", line)
+    (table,), problems = results(read(folder))
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert (row["new"], problems) == (f"{line['evolution']['turnover']:.2f}", [])
+    found = page(read(folder))
+    assert found.count("Of 1 of 1 only the line of results is left.") == 3
+
+
+def test_lines_in_another_file_are_found_where_it_is_named(folder: Path, line: dict[str, Any], tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.jsonl", line)
+    assert (gone(folder).state, gone(folder, file).state) == ("waiting", "done")
+    with pytest.raises(ConfigurationError, match=r"is no file: accepted is one that chtconv compare wrote"):
+        read(folder, tmp_path / "absent.jsonl")
+
+
+def test_of_two_lines_of_a_run_the_later_one_counts(folder: Path, line: dict[str, Any]) -> None:
+    write(folder / "results.jsonl", line, changed(line, 0.5, threads=2))
+    assert gone(folder).summary["test_accuracy"] == 0.5
+
+
+def test_a_line_of_other_shared_values_is_not_that_of_the_cell(folder: Path, line: dict[str, Any]) -> None:
+    write(folder / "results.jsonl", changed(line, batch_size=64))
+    assert gone(folder).state == "waiting"
+
+
+def test_lines_of_different_runs_under_one_name_are_not_taken(folder: Path, line: dict[str, Any]) -> None:
+    write(folder / "results.jsonl", line, changed(line, zeta=0.5))
+    run = gone(folder)
+    assert (run.state, run.reason) == ("waiting", "2 lines of results have its name, of different runs")
+
+
+def test_in_a_screening_runs_are_listed_with_their_accuracy_on_held_out_images(
+    folder: Path, line: dict[str, Any]
+) -> None:
+    curve = {"test_accuracy": [0.1, 0.2], "validation_accuracy": [0.3, 0.4567]}
+    write(folder / "results.jsonl", changed(line, validation=100) | {"curve": curve, "validation_accuracy": 0.4567})
+    found = page(read(folder))
+    assert "accuracy on held-out images, %</th>" in found
+    assert "test accuracy, %" not in found
+    assert '<td class="number">45.67</td>' in found
