@@ -1,6 +1,7 @@
 """Grids: which runs come of them, under which names, and what is refused."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,12 @@ def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
         ({"seeds": [0.5]}, "seed=0.5: accepted is a whole number"),
         ({"sparsity": 0.9, "sparsities": [0.9]}, "named twice"),
         ({"recipe": "papers"}, "unknown recipe 'papers'"),
+        ({"recipe": ["quick"]}, "recipe=['quick']: accepted is a name"),
+        ({"seeds": {"first": 1}}, "seed={'first': 1}: accepted are single values"),
+        ({"methods": {"set": 1}}, "method={'set': 1}: accepted are single values"),
+        ({"variants": [{"name": 3, "method": "set"}]}, "variants: accepted is a list of tables, each with a name"),
+        ({"variants": [{"name": ["a"], "method": "set"}]}, "variants: accepted is a list of tables, each with a name"),
+        ({"variants": [{"name": " ", "method": "set"}]}, "variants: accepted is a list of tables, each with a name"),
         ({"variants": {"name": "a"}}, "variants: accepted is a list of tables"),
         ({"variants": [{"method": "set"}]}, "variants: accepted is a list of tables, each with a name"),
         ({"variants": [{"name": "a", "epochs": 2}]}, "variant 'a': epochs is the same for all runs"),
@@ -137,7 +144,7 @@ def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_grid_is_named(table: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
         grid_from(table)
 
 
@@ -186,6 +193,19 @@ def test_a_name_is_the_same_whatever_else_is_in_the_grid() -> None:
     table = {"methods": ["set", "chts"], "zeta": [0.3, 0.5], "seeds": [0, 1], "sparsities": [0.5, 0.9]}
     larger = {cell.name: cell.config for cell in grid_from(table).cells()}
     assert alone.items() <= larger.items()
+
+
+def test_names_that_are_too_long_for_a_file_are_shortened_and_stay_different(tmp_path: Path) -> None:
+    layers = ",".join(f"features.{number}" for number in range(60))
+    long = Cell(f"SET, layers {layers}", Config().replace(seed=14)).name
+    other = Cell(f"SET, layers {layers}0", Config().replace(seed=14)).name
+    assert long != other
+    for name in (long, other):
+        assert name.startswith("set-layers-features.0-")
+        assert name.endswith("-0.9-seed14")
+        (tmp_path / name).mkdir()
+    fits = "x" * (255 - len("-0.9-seed14"))
+    assert Cell(fits, Config().replace(seed=14)).name == f"{fits}-0.9-seed14"
 
 
 def test_cells_are_plain() -> None:

@@ -190,6 +190,22 @@ def test_a_line_that_is_no_result_is_named(tmp_path, text):
         read_lines(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {"colour": "red"}}, "line 2, is no result of a run of this version: .*'colour'"),
+        ({"config": {"seed": "0"}}, "line 2, is no result of a run of this version: seed='0'"),
+        ({"seconds": float("nan")}, "line 2 is no JSON: it has no NaN"),
+    ],
+)
+def test_a_line_that_this_version_cannot_use_is_named(tmp_path, change, message):
+    path = tmp_path / "results.jsonl"
+    line = result_line(summary(), METRICS, [], "SET")
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | change) + "\n")
+    with pytest.raises(ConfigurationError, match=rf"results\.jsonl, {message}"):
+        read_lines(path)
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
 def test_what_cannot_be_read_is_named(tmp_path, content):
     path = tmp_path / "results.jsonl"

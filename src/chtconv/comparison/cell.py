@@ -1,5 +1,6 @@
 """One run of a comparison: its configuration, how people call it, and where it lies."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,6 +29,8 @@ METHOD_NAMES: Final = MappingProxyType(
         "in_bounds": "share of windows",
     }
 )
+
+_LONGEST: Final = 255  # characters of a file name
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Cell:
         'chts-layer-graph-0.9-seed14'
         """
         sparsity = "" if self.method == DENSE else f"-{self.sparsity:g}"
-        return f"{slug(self.variant)}{sparsity}-seed{self.seed}"
+        end = f"{sparsity}-seed{self.seed}"
+        return f"{_fitting(slug(self.variant), _LONGEST - len(end))}{end}"
 
 
 def slug(text: str) -> str:
@@ -75,6 +79,14 @@ def slug(text: str) -> str:
     'rigl-erk-layers-features.-0'
     """
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "variant"
+
+
+def _fitting(name: str, limit: int) -> str:
+    """A file name of at most ``limit`` characters; two that differ stay different."""
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: limit - 1 - len(digest)]}-{digest}"
 
 
 def shortened(text: str, limit: int) -> str:

@@ -1,7 +1,8 @@
 """``chtconv compare`` and ``chtconv table1``: the missing runs of a grid, then its tables.
 
-The exit code is 0 if every run of the grid is done, 1 if some failed (each is named), 2 if the command was refused,
-3 if the time limit came first, 130 after Ctrl-C. The same command goes on in any of these cases.
+The exit code is 0 if every run of the grid is done, 1 if some failed (each is named) or were stopped by something else
+than the clock, 2 if the command was refused, 3 if the time limit came first, 130 after Ctrl-C. The same command goes on
+in any of these cases.
 """
 
 import argparse
@@ -124,7 +125,8 @@ def compare_command(options: argparse.Namespace) -> int:
         print(text(tables(lines)))
     left = [study.ending() for study in studies]
     print("\n".join(words for words, _ in left))
-    return max(code for _, code in left)
+    codes = {code for _, code in left}
+    return 1 if 1 in codes else max(codes)  # a failure is never out of sight behind another data set's time limit
 
 
 @contextlib.contextmanager

@@ -17,9 +17,11 @@ from typing import Any, Final, Literal
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.grid import AXES, Grid
 from chtconv.comparison.result import PLACEMENT, read_lines, result_line, same_run
+from chtconv.comparison.results_file import add_lines
 from chtconv.errors import ConfigurationError
-from chtconv.training.files import LOCK, StorageError, locked, write_json, write_jsonl
-from chtconv.training.run_folder import CONFIG, EVOLUTION, METRICS, RunFolder
+from chtconv.training import Config
+from chtconv.training.files import LOCK, StorageError, locked, write_json
+from chtconv.training.run_folder import CONFIG, EVOLUTION, METRICS, SUMMARY, RunFolder
 
 COMPARISON: Final = "comparison.json"
 FAILURE: Final = "failure.json"
@@ -86,7 +88,9 @@ class ComparisonFolder:
             if self.path.exists() and any(each.name != LOCK for each in self.path.iterdir()):
                 raise ConfigurationError(f"{self.path} is not empty and holds no comparison: --out must name another")
             return
-        theirs, mine = stored["shared"] | {"recipe": stored["recipe"]}, shared_values(grid)
+        # What a folder of an older version lacks has its usual value.
+        theirs = Config().to_dict() | stored["shared"] | {"recipe": stored["recipe"]}
+        mine = shared_values(grid)
         words = [f"{name} {theirs.get(name)!r}, not {mine[name]!r}" for name in mine if theirs.get(name) != mine[name]]
         if words:
             raise ConfigurationError(
@@ -108,31 +112,42 @@ class ComparisonFolder:
                 "or the variant another name"
             )
 
-    def collect(self, cells: Sequence[Cell], results: Path) -> list[dict[str, Any]]:
-        """Add the lines of complete runs that a results file lacks, and return those of these cells.
+    def collect(self, cells: Sequence[Cell], results: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Add the lines of complete runs that a results file lacks; of two lines of one run there the later one counts.
+
+        Returns:
+            The lines of these cells, and by name why complete runs have none: their files are damaged.
 
         Raises:
             ConfigurationError: if the file is none of results.
             StorageError: if it cannot be written.
         """
-        known = read_lines(results)
-        found, new = [], []
+        known = read_lines(results)[::-1]
+        found, new, damaged = [], [], {}
         for cell in cells:
             line = next((line for line in known if same_run(line["config"], cell.config.to_dict())), None)
             if line is None and self.run_folder(cell.name).is_complete():
-                line = self._line(cell)
+                try:
+                    line = self._line(cell)
+                except ConfigurationError as error:
+                    damaged[cell.name] = f"{error}; without {self.path / cell.name} it is trained anew"
+                    continue
                 new.append(line)
             if line is not None:
                 found.append(line | {"variant": cell.variant})
         if new:
-            write_jsonl(results, [*known, *new])
-        return found
+            add_lines(results, new)
+        return found, damaged
 
     def _line(self, cell: Cell) -> dict[str, Any]:
         run = self.run_folder(cell.name)
-        return result_line(
-            run.stored_summary(), read_rows(run.path / METRICS), read_rows(run.path / EVOLUTION), cell.variant
-        )
+        summary, metrics, records = (
+            run.stored_summary(), read_rows(run.path / METRICS), read_rows(run.path / EVOLUTION),
+        )  # fmt: skip
+        try:
+            return result_line(summary, metrics, records, cell.variant)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(f"{run.path / SUMMARY} is damaged: {type(error).__name__}: {error}") from error
 
     @contextlib.contextmanager
     def opened(self, grid: Grid) -> Iterator[Sequence[Cell]]:
@@ -140,14 +155,18 @@ class ComparisonFolder:
 
         Raises:
             ConfigurationError: as :meth:`check`, and if another process holds the folder.
-            StorageError: if the folder cannot be made.
+            StorageError: if the folder cannot be made or written to.
         """
         self.check(grid)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {self.path}: {error.strerror}") from error
-        with locked(self.path):
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"cannot make the folder {self.path}: {error.strerror}") from error
+            try:
+                stack.enter_context(locked(self.path))
+            except OSError as error:
+                raise StorageError(f"cannot write to the folder {self.path}: {error.strerror}") from error
             self.check(grid)
             cells = grid.cells()
             known = self.stored().get("cells", {})

@@ -212,10 +212,12 @@ def grid_from(table: Mapping[str, Any], **values: Any) -> Grid:
         _check_name(name)
     tables = _variants(variants)
     usual = {name: values for name, values in DEFAULT_AXES.items() if name == "seed" or not tables}
-    for name, value in named.items():
-        if isinstance(value, list | tuple) and any(isinstance(each, list | tuple | dict) for each in value):
-            raise ConfigurationError(f"{name}={value!r}: accepted are single values.")
+    if not isinstance(chosen, str):
+        raise ConfigurationError(f"recipe={chosen!r}: accepted is a name.")
     several = {name: value if isinstance(value, list | tuple) else [value] for name, value in named.items()}
+    for name, choices in several.items():
+        if any(isinstance(each, list | tuple | dict) for each in choices):
+            raise ConfigurationError(f"{name}={named[name]!r}: accepted are single values.")
     axes = usual | {
         name: tuple(dict.fromkeys(value))
         for name, value in several.items()
@@ -229,8 +231,12 @@ def _check_name(name: str) -> None:
         raise unknown("value of a grid", name, (*SETTINGS, *PLURALS, "recipe", "variants"))
 
 
+def _is_name(table: dict[str, Any]) -> bool:
+    return isinstance(table.get("name"), str) and bool(table["name"].strip())
+
+
 def _variants(tables: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(tables, list) or not all(isinstance(table, dict) and table.get("name") for table in tables):
+    if not isinstance(tables, list) or not all(isinstance(table, dict) and _is_name(table) for table in tables):
         raise ConfigurationError("variants: accepted is a list of tables, each with a name and values of the topology.")
     found: dict[str, dict[str, Any]] = {}
     for table in tables:

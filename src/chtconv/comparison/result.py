@@ -64,7 +64,7 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
     """The lines of a results file, oldest first; none where there is no file.
 
     Raises:
-        ConfigurationError: naming the file and the line that is no JSON object.
+        ConfigurationError: naming the file and the line that is no JSON object, or has a configuration that is none.
     """
     path = Path(path)
     if not path.exists():
@@ -148,9 +148,17 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _parsed(text: str, place: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refused)
     except ValueError as error:
         raise ConfigurationError(f"{place} is no JSON: {error}") from error
     if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
         raise ConfigurationError(f"{place} is no result of a run: accepted is an object with its config.")
+    try:
+        identity(value["config"])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}, is no result of a run of this version: {error}") from error
     return value
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"it has no {constant}")

@@ -157,7 +157,7 @@ def _row(lines: Sequence[Mapping[str, Any]], variant: str) -> Row:
 
 def _headline(line: Mapping[str, Any], metric: Metric) -> float:
     value = line.get(f"{metric}_accuracy")
-    if value is None:
+    if not isinstance(value, int | float):
         raise ConfigurationError(
             f"the result of {variant_of(line)}, seed {_seed(line)}, has no {metric}_accuracy: "
             "write it anew from its run folder, or leave the line out."

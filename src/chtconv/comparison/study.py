@@ -1,6 +1,7 @@
 """One grid in one folder: which of its runs are missing, training them, and what came of it all."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -12,8 +13,12 @@ from chtconv.comparison.folder import RESULTS, ComparisonFolder
 from chtconv.comparison.grid import Grid
 from chtconv.comparison.live import view_on
 from chtconv.comparison.outcome import Outcome
+from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP
 from chtconv.comparison.result import read_lines, same_run
-from chtconv.comparison.runner import run_cells
+from chtconv.comparison.runner import GIVEN_BACK, run_cells
+from chtconv.errors import ConfigurationError
+
+_CUT_SHORT: Final = (GIVEN_BACK, INTERRUPTED, TERMINATED)  # stopped, and not by the clock
 
 
 class Study:
@@ -25,7 +30,7 @@ class Study:
         results: file with a line a run, in which runs may be that were made elsewhere; None is the folder's own.
 
     Raises:
-        ConfigurationError: if the folder holds runs of another grid, or the results cannot be read.
+        ConfigurationError: if the folder holds runs of another grid, or the results cannot be read or have no folder.
     """
 
     def __init__(self, path: Path, grid: Grid, results: Path | str | None = None) -> None:
@@ -34,6 +39,9 @@ class Study:
         self.cells: Final = grid.cells()
         self._results = Path(results) if results else path / RESULTS
         self._outcomes: dict[str, Outcome] = {}
+        self._damaged: dict[str, str] = {}
+        if results and not self._results.absolute().parent.is_dir():
+            raise ConfigurationError(f"results={str(results)!r}: accepted is a file in a folder that exists.")
         self.folder.check(grid)
         self._elsewhere = self._known_elsewhere()
 
@@ -92,20 +100,28 @@ class Study:
 
     def lines(self) -> list[dict[str, Any]]:
         """The result lines of the runs that are done; those that are new go into the results file."""
-        return self.folder.collect(self.cells, self._results)
+        lines, self._damaged = self.folder.collect(self.cells, self._results)
+        return lines
 
     def ending(self) -> tuple[str, int]:
         """What is to be said at the end, and the exit code: 0 complete, 1 with failures, 3 out of time."""
-        missing = self.missing()
-        failed = [cell for cell in missing if self._state(cell) == "failed"]
-        words = [f"{self.folder.path}: {len(self.cells) - len(missing)} of {len(self.cells)} runs are done"]
-        words += [f"  {label(cell)} failed: {self._outcomes[cell.name].reason}" for cell in failed]
-        stopped = len(missing) - len(failed)
-        if stopped:
-            words.append(f"  {stopped} stopped in time; the same command goes on with what is missing")
+        left = self._left()
+        failed = [(cell, outcome) for cell, outcome in left if outcome.state == "failed"]
+        cut = Counter(outcome.reason for _, outcome in left if outcome in _CUT_SHORT)
+        late = len(left) - len(failed) - cut.total()
+        words = [f"{self.folder.path}: {len(self.cells) - len(left)} of {len(self.cells)} runs are done"]
+        words += [f"  {label(cell)} failed: {outcome.reason}" for cell, outcome in failed]
+        words += [f"  {count} stopped: {reason}" for reason, count in cut.items()]
+        if late:
+            words.append(f"  {late} stopped in time; the same command goes on with what is missing")
+        elif cut:
+            words.append("  the same command goes on with what is missing")
         elif failed:
             words.append("  the same command tries what failed again")
-        return "\n".join(words), 1 if failed else 3 if stopped else 0
+        return "\n".join(words), 1 if failed or cut else 3 if late else 0
 
-    def _state(self, cell: Cell) -> str:
-        return self._outcomes[cell.name].state if cell.name in self._outcomes else "stopped"
+    def _left(self) -> list[tuple[Cell, Outcome]]:
+        """The cells that are not done, and why."""
+        left = {cell.name: self._outcomes.get(cell.name, TIME_IS_UP) for cell in self.missing()}
+        left |= {name: Outcome("failed", reason) for name, reason in self._damaged.items()}
+        return [(cell, left[cell.name]) for cell in self.cells if cell.name in left]

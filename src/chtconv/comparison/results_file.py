@@ -1,0 +1,62 @@
+"""A results file that several comparisons may add lines to at the same time."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from chtconv.comparison.result import read_lines, same_run
+from chtconv.training.files import StorageError, write_jsonl
+
+
+def add_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Add the lines of runs that the file has none of; those that others added meanwhile stay.
+
+    Raises:
+        ConfigurationError: if the file is none of results.
+        StorageError: if it cannot be written.
+    """
+    with _alone(path):
+        known = read_lines(path)
+        lacking = [line for line in lines if not any(same_run(line["config"], each["config"]) for each in known)]
+        if lacking:
+            write_jsonl(path, [*known, *lacking])
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep others waiting who would replace the file as well: what they read would lack what is written here."""
+    if sys.platform == "win32":  # pragma: no cover - no advisory locks of this kind there
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = _acquire(lock)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+def _acquire(lock: Path) -> int:
+    import fcntl
+
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The holder before this one removed the file: that lock guards nothing.
+        os.close(descriptor)

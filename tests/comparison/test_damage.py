@@ -1,0 +1,180 @@
+"""What is damaged, older, shared or cut short is named, and takes nothing else with it."""
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparison_cells import until
+
+from chtconv.comparison import folder as folder_module
+from chtconv.comparison import study as study_module
+from chtconv.comparison.folder import ComparisonFolder
+from chtconv.comparison.grid import grid_from
+from chtconv.comparison.outcome import Outcome
+from chtconv.comparison.process import TERMINATED, TIME_IS_UP
+from chtconv.comparison.result import read_lines
+from chtconv.comparison.results_file import _alone, add_lines
+from chtconv.comparison.runner import GIVEN_BACK
+from chtconv.comparison.study import Study
+from chtconv.training.files import StorageError
+
+GRID = grid_from({"methods": ["set"], "seeds": [0, 1, 2], "epochs": 1})
+NAMES = [cell.name for cell in GRID.cells()]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def summary(seed: int, accuracy: float = 0.5) -> dict[str, Any]:
+    config = GRID.cells()[0].config.replace(seed=seed).to_dict()
+    return {"test_accuracy": accuracy, "seed": seed, "dataset": {"name": "digits"}, "config": config}
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """A comparison whose runs are all done, as far as their files tell."""
+    path = tmp_path / "runs"
+    with ComparisonFolder(path).opened(GRID) as cells:
+        for cell in cells:
+            (path / cell.name).mkdir()
+            (path / cell.name / "config.json").write_text(json.dumps(cell.config.to_dict()))
+            (path / cell.name / "summary.json").write_text(json.dumps(summary(cell.seed)))
+    return path
+
+
+def compare(chtconv: Run, path: Path, *words: str) -> tuple[int, str, str]:
+    return chtconv("compare", "--methods", "set", "--seeds", "0", "1", "2", "--epochs", "1", *words, "--out", str(path))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_summary_is_named_and_takes_no_other_run_with_it(chtconv: Run, done: Path, content: str) -> None:
+    (done / NAMES[1] / "summary.json").write_text(content)
+    code, out, _ = compare(chtconv, done)
+    assert code == 1
+    assert "seeds 0, 2" in out
+    assert "50.00 ± 0.00" in out
+    assert "2 of 3 runs are done" in out
+    assert f"SET 90% seed 1 failed: {'cannot read ' if content == '{' else ''}{done / NAMES[1] / 'summary.json'}" in out
+    assert f"without {done / NAMES[1]} it is trained anew" in out
+    assert [line["seed"] for line in read_lines(done / "results.jsonl")] == [0, 2]
+
+
+def test_of_two_lines_of_a_run_the_later_one_is_shown(chtconv: Run, done: Path, tmp_path: Path) -> None:
+    lines = [summary(seed) | {"variant": "SET"} for seed in (0, 1, 2)] + [summary(2, accuracy=0.8)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, _ = compare(chtconv, done, "--results", str(tmp_path / "all.jsonl"))
+    assert code == 0
+    assert "60.00 ± 10.00" in out
+
+
+def test_a_value_that_an_older_folder_lacks_is_the_usual_one(done: Path) -> None:
+    stored = json.loads((done / "comparison.json").read_text())
+    del stored["shared"]["decay_end"]
+    (done / "comparison.json").write_text(json.dumps(stored))
+    ComparisonFolder(done).check(GRID)
+
+
+def test_results_in_a_folder_that_does_not_exist_are_refused_at_once(chtconv: Run, tmp_path: Path) -> None:
+    code, _, error = compare(chtconv, tmp_path / "runs", "--results", "nowhere/all.jsonl")
+    assert code == 2
+    assert "results='nowhere/all.jsonl': accepted is a file in a folder that exists" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(chtconv: Run, done: Path) -> None:
+    (done / ".lock").mkdir()
+    code, _, error = compare(chtconv, done)
+    assert code == 2
+    assert f"cannot write to the folder {done}: " in error
+
+
+# -------------------------------------------------------------------------------------------------- shared files
+
+
+def test_what_others_add_to_the_results_meanwhile_stays(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "all.jsonl"
+
+    def read_and_wait(path: Path) -> list[dict[str, Any]]:
+        lines = read_lines(path)
+        add_lines(path, [summary(7)])
+        return lines
+
+    monkeypatch.setattr(folder_module, "read_lines", read_and_wait)
+    ComparisonFolder(done).collect(GRID.cells(), results)
+    assert sorted(line["config"]["seed"] for line in read_lines(results)) == [0, 1, 2, 7]
+    assert {path.name for path in tmp_path.iterdir()} == {"all.jsonl", "runs"}
+
+
+def test_two_that_add_lines_wait_for_each_other(tmp_path: Path) -> None:
+    results = tmp_path / "all.jsonl"
+    with _alone(results):
+        thread = threading.Thread(target=add_lines, args=[results, [summary(0)]])
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        results.write_text(json.dumps(summary(1)) + "\n")
+    thread.join()
+    assert [line["seed"] for line in read_lines(results)] == [1, 0]
+
+
+def test_many_that_add_lines_lose_none(tmp_path: Path) -> None:
+    results, seeds = tmp_path / "all.jsonl", range(24)
+    lines = [summary(seed) for seed in seeds]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda line: add_lines(results, [line]), lines))
+    assert {line["config"]["seed"] for line in read_lines(results)} == set(seeds)
+    until(lambda: [path.name for path in tmp_path.iterdir()] == ["all.jsonl"], seconds=1)
+
+
+def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*all\.jsonl: "):
+        add_lines(tmp_path / "nowhere" / "all.jsonl", [summary(0)])
+
+
+# -------------------------------------------------------------------------------------------------- how it ended
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, path: Path, *outcomes: Outcome) -> tuple[str, int]:
+    """The ending of a session in which the cells became this."""
+    monkeypatch.setattr(study_module, "run_cells", lambda *_, **__: dict(zip(NAMES, outcomes, strict=True)))
+    found = Study(path, GRID)
+    with found.opened(), (path / "printed").open("w") as stream, ThreadPoolExecutor(1) as engine:
+        found.run(engine, deadline=None, threads=1, stream=stream)
+    return found.ending()
+
+
+def test_a_run_that_no_clock_stopped_is_not_called_stopped_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words, code = ended(monkeypatch, tmp_path / "runs", TERMINATED, GIVEN_BACK, GIVEN_BACK)
+    assert code == 1
+    assert "in time" not in words
+    assert "1 stopped: its process was asked to end (SIGTERM)" in words
+    assert "2 stopped: the engine gave it back: the connection to its scheduler was lost" in words
+
+
+def test_runs_that_the_clock_stopped_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    late = Outcome("stopped", "no time for epoch 2 of 3; epoch 1 is kept in a/")
+    words, code = ended(monkeypatch, tmp_path / "runs", TIME_IS_UP, late, TIME_IS_UP)
+    assert code == 3
+    assert words.endswith("0 of 3 runs are done\n  3 stopped in time; the same command goes on with what is missing")
+    words, code = ended(monkeypatch, tmp_path / "runs", TIME_IS_UP, Outcome("failed", "NaN"), TERMINATED)
+    assert code == 1
+    assert "SET 90% seed 1 failed: NaN\n  1 stopped: its process" in words
+    assert "1 stopped in time" in words
+
+
+def test_a_failure_counts_though_time_was_up_for_another_data_set(
+    chtconv: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    endings = iter([("cifar10: one failed", 1), ("cifar100: time", 3)])
+    monkeypatch.setattr(Study, "run", lambda *_, **__: None)
+    monkeypatch.setattr(Study, "ending", lambda _: next(endings))
+    code, out, _ = chtconv("table1", "--out", str(tmp_path / "runs"))
+    assert out.endswith("cifar10: one failed\ncifar100: time\n")
+    assert code == 1
