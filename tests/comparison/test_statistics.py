@@ -92,7 +92,7 @@ def test_paired_is_scipys_test(found):
         assert close(ours.p, float(theirs.pvalue))
         assert close(ours.interval.low, float(interval.low), absolute=1e-7)
         assert close(ours.interval.high, float(interval.high), absolute=1e-7)
-    assert (ours.correlation is None) == (len(set(a)) == 1 or len(set(b)) == 1)
+    assert (ours.correlation is None) == (len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1)
     if ours.correlation is not None:
         assert close(ours.correlation, float(stats.pearsonr(a, b).statistic), absolute=1e-7)
 
@@ -225,6 +225,10 @@ def test_equal_differences_give_no_interval_though_they_are_rounded():
     assert found.difference == pytest.approx(0.1)
     assert found.correlation == pytest.approx(1)
     assert found.unpaired_half_width > 0
+
+
+def test_two_pairs_are_always_on_a_line_and_have_no_correlation():
+    assert paired({1: 71.0, 2: 72.0}, {1: 70.0, 2: 70.5}).correlation is None
 
 
 def test_a_constant_side_has_no_correlation_but_an_interval():

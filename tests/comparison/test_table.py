@@ -14,7 +14,7 @@ from chtconv.comparison.result import read_lines
 from chtconv.comparison.rows import rows
 from chtconv.comparison.sheets import LEGEND, paper_sheet, ranges, sheets
 from chtconv.comparison.statistics import holm
-from chtconv.comparison.table import tables
+from chtconv.comparison.table import CONTROLS, tables
 from chtconv.comparison.table1 import table1
 from chtconv.errors import ConfigurationError
 from chtconv.methods import METHODS
@@ -145,6 +145,11 @@ def test_a_screening_without_its_accuracy_is_named():
         rows([found])
 
 
+def test_an_accuracy_that_is_no_number_is_named():
+    with pytest.raises(ConfigurationError, match="result of SET, seed 14, has no test_accuracy"):
+        rows([line(70, method="set") | {"test_accuracy": "70 %"}])
+
+
 # -------------------------------------------------------------------------------------------------------- tables
 
 
@@ -237,6 +242,27 @@ def test_a_changing_density_is_compared_with_baselines_that_change_alike():
         ("CHTs", "SET"),
         ("CHTs", "RigL"),
     ]
+
+
+def test_link_prediction_is_compared_with_controls_that_are_alike_and_controls_with_none():
+    alike = {"allocation": "layer", "windows": "all"}
+    found = tables(
+        lines(CHTS, method="chts")
+        + lines(CHTS, method="chts", kernel_shares="links", **alike)
+        + lines(SET, method="set", allocation="layer")
+        + lines(RIGL, method="occupancy", **alike)
+        + lines(RIGL, method="shuffled")
+        + lines(RIGL, method="occupancy", sparsity=0.9)
+    )
+    pairs = [pair[:2] for pair in pairs_of(found[0]) if not pair[1].startswith("SET")]
+    controlled = "CHTs, all windows, allocation layer, kernel shares links"
+    assert pairs == [
+        ("CHTs", "shuffled scores"), (controlled, "slice occupancy, all windows, allocation layer"),
+    ]  # fmt: skip
+
+
+def test_the_controls_are_the_methods_that_say_so():
+    assert set(CONTROLS) == {name for name, known in METHODS.items() if known.summary.startswith("control")}
 
 
 def test_comparisons_are_paired_over_common_seeds():

@@ -74,7 +74,8 @@ class Paired:
         difference: mean of a - b; None without a pair.
         interval: of the mean difference; None for fewer than two pairs, or where all differences are equal.
         p: of the paired t-test that the mean difference is zero, two-sided; None where there is no interval.
-        correlation: Pearson's, of the pairs; None for fewer than two, or where one side is constant.
+        correlation: Pearson's, of the pairs; None for fewer than three (two are always on a line), or where one side
+            is constant.
         unpaired_half_width: of the Welch interval of the same runs. Pairing helped where it is wider than the
             interval; None where there is none.
     """
@@ -216,7 +217,7 @@ def _deviation(values: Sequence[float], scale: float) -> float:
 
 
 def _correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    if len(a) < 2 or not all(_deviation(each, max(map(abs, each))) for each in (a, b)):
+    if len(a) < 3 or not all(_deviation(each, max(map(abs, each))) for each in (a, b)):
         return None
     return max(-1.0, min(1.0, statistics.correlation(a, b)))
 

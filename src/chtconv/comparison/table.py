@@ -11,6 +11,9 @@ from chtconv.methods import METHODS
 
 # What variants are compared with. GraNet changes its density: it is a baseline of those that do so alike.
 BASELINES: Final = ("set", "rigl", "granet")
+# What link prediction has to beat, beside what it predicts with.
+CONTROLS: Final = ("random_turnover", "shuffled", "occupancy", "input_degree", "in_bounds")
+_ALIKE: Final = ("allocation", "windows")
 _IN_TITLE: Final = ("dataset", "model", "width", "epochs", "validation")
 
 
@@ -42,7 +45,7 @@ class Table:
         metric: ``"test"``, or ``"validation"`` where images were held out.
         title: data set, network and epochs, and what else tells it from other tables.
         rows: the variants, dense first, then by sparsity.
-        comparisons: every variant with the baselines of its sparsity.
+        comparisons: every variant with the baselines of its sparsity, and link prediction with its controls.
     """
 
     dataset: str
@@ -58,7 +61,8 @@ def tables(lines: Iterable[Mapping[str, Any]]) -> list[Table]:
     Every p value is adjusted (Holm) for all comparisons of its metric in ``lines``: those of all data sets, recipes
     and sparsities are one family. Baselines are the plain SET and RigL of the same sparsity. A variant whose links are
     distributed over the layers otherwise, or whose density changes during training, is compared only with SET, RigL or
-    GraNet of the same distribution and schedule, since the others have other FLOPs.
+    GraNet of the same distribution and schedule, since the others have other FLOPs. Link prediction is compared with
+    those controls, too, that have the same allocation and windows.
 
     Raises:
         ConfigurationError: for a line with images held out that lacks its accuracy on them.
@@ -78,19 +82,37 @@ def comparisons(block: Sequence[Row]) -> Iterator[Comparison]:
         block: the rows of one table in the order of :func:`chtconv.comparison.rows.rows`.
     """
     for row in block:
-        for method in BASELINES:
-            baseline = _baseline(row, method, block)
-            # Each pair of baselines once: SET beside RigL is RigL beside SET.
-            if baseline is None or (row is _baseline(row, row.method, block) and _rank(row) <= _rank(baseline)):
-                continue
-            found = paired(row.accuracies, baseline.accuracies)
-            yield Comparison(row.variant, baseline.variant, row.sparsity, found)
+        for other in (*_baselines(row, block), *_controls(row, block)):
+            yield Comparison(row.variant, other.variant, row.sparsity, paired(row.accuracies, other.accuracies))
+
+
+def _baselines(row: Row, block: Sequence[Row]) -> Iterator[Row]:
+    for method in BASELINES:
+        baseline = _baseline(row, method, block)
+        # Each pair of baselines once: SET beside RigL is RigL beside SET.
+        if baseline is None or (row is _baseline(row, row.method, block) and _rank(row) <= _rank(baseline)):
+            continue
+        yield baseline
 
 
 def _baseline(row: Row, method: str, block: Sequence[Row]) -> Row | None:
     """The first variant of a method, the plain one where there is one, of the row's sparsity and number of links."""
-    near = (each for each in block if each.sparsity == row.sparsity and _links(each) == _links(row))
-    return next((each for each in near if each.method == method), None)
+    return next((each for each in _near(row, block) if each.method == method), None)
+
+
+def _controls(row: Row, block: Sequence[Row]) -> Iterator[Row]:
+    """The controls of a row that predicts links; none for others."""
+    known = METHODS.get(row.method)
+    if known is None or not known.uses_scores or row.method in CONTROLS:
+        return
+    for each in _near(row, block):
+        if each.method in CONTROLS and all(each.config[name] == row.config[name] for name in _ALIKE):
+            yield each
+
+
+def _near(row: Row, block: Sequence[Row]) -> Iterator[Row]:
+    """The rows of the same sparsity and number of links."""
+    return (each for each in block if each.sparsity == row.sparsity and _links(each) == _links(row))
 
 
 def _rank(row: Row) -> int:
