@@ -187,6 +187,16 @@ def test_every_option_of_the_configuration_is_there(chtconv: Run, name: str, ext
     assert found - {"--help", "--no-flip"} == expected
 
 
+def test_yes_and_no_are_values_like_others(chtconv: Run, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    words = ["--methods", "chts", "--seeds", "0", "--prune-dead", "yes", "no", "--list", "--out", str(out)]
+    code, listed, error = chtconv("compare", *words)
+    assert code == 0, error
+    assert sorted(line.split()[-1] for line in listed.splitlines()) == [
+        str(out / name) for name in ("chts-0.9-seed0", "chts-prune-dead-0.9-seed0")
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -197,6 +207,7 @@ def test_every_option_of_the_configuration_is_there(chtconv: Run, name: str, ext
         (["--sparsities", "0.5", "x"], "sparsity='x': accepted is a number"),
         (["--jobs", "2", "--scheduler", "tcp://127.0.0.1:1"], "with --scheduler its workers say how many"),
         (["--sparsity", "0.5"], "unknown option '--sparsity': did you mean '--sparsities'?"),
+        (["--prune-dead", "maybe"], "prune_dead='maybe': accepted is yes or no"),
         (["no.toml"], "cannot read the grid no.toml"),
     ],
 )

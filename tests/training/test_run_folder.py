@@ -196,7 +196,7 @@ def _pickled(path: Path) -> None:
 @pytest.mark.parametrize("spoil", [_truncated, _hostile, _pickled, lambda path: path.write_bytes(b"")])
 def test_a_spoilt_checkpoint_is_refused_and_runs_no_code(stopped: Path, tiny: Config, spoil: Any) -> None:
     spoil(stopped / "checkpoint.pt")
-    with pytest.raises(ConfigurationError, match=r"checkpoint\.pt is damaged or no checkpoint; --overwrite"):
+    with pytest.raises(ConfigurationError, match=r"checkpoint\.pt is damaged or no checkpoint; without"):
         train(tiny, stopped, resume=True)
 
 

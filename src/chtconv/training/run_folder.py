@@ -165,9 +165,11 @@ class RunFolder:
             state = torch.load(path, map_location=device, weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             # torch's own message advises to load it in a way that runs what is in it.
-            raise ConfigurationError(f"{path} is damaged or no checkpoint; --overwrite starts the run anew") from error
+            raise ConfigurationError(
+                f"{path} is damaged or no checkpoint; without {self.path} the run starts anew"
+            ) from error
         if not isinstance(state, dict):
-            raise ConfigurationError(f"{path} is no checkpoint of a run; --overwrite starts the run anew")
+            raise ConfigurationError(f"{path} is no checkpoint of a run; without {self.path} the run starts anew")
         return state
 
     def finish(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], summary: dict[str, Any]) -> None:

@@ -9,6 +9,9 @@ from chtconv.errors import ConfigurationError, unknown
 
 Kind = Literal["text", "whole", "real", "switch"]
 _KINDS: Final[dict[Kind, tuple[type, ...]]] = {"text": (str,), "whole": (int,), "real": (int, float), "switch": (bool,)}
+_PARSERS: Final[dict[Kind, Callable[[str], object]]] = {
+    "text": str, "whole": int, "real": float, "switch": {"yes": True, "no": False}.__getitem__,
+}  # fmt: skip
 _WORDS: Final[dict[Kind, str]] = {"text": "text", "whole": "a whole number", "real": "a number", "switch": "yes or no"}
 
 
@@ -59,8 +62,8 @@ class Setting:
         if self.optional and text.lower() == "none":
             return None
         try:
-            return {"text": str, "whole": int, "real": float}[self.kind](text)
-        except ValueError:
+            return _PARSERS[self.kind](text)
+        except (ValueError, KeyError):
             raise ConfigurationError(f"{name}={text!r}: accepted is {self.words}.") from None
 
     @property
