@@ -297,7 +297,7 @@ def training() -> str:
 # The tables by file, and by name.
 TABLES = {
     "README.md": {
-        "screening": partial(accuracies, "screening.jsonl"),
+        "confirmation": partial(results, "confirmation.jsonl"),
         "evolution": evolution,
         "link_prediction": link_prediction,
         "stages": stages,
@@ -305,7 +305,9 @@ TABLES = {
     },
     "docs/evidence.md": {
         "first": partial(results, "cifar10.jsonl"),
+        "confirmation": partial(results, "confirmation.jsonl"),
         "screening": partial(results, "screening.jsonl"),
+        "superseded": partial(accuracies, "superseded.jsonl"),
     },
     "docs/distributed.md": {"distributed": distributed},
     "docs/enforcement.md": {"checkpoint": checkpoint},
