@@ -321,7 +321,7 @@ def test_where_links_compete_within_a_layer_kernels_can_share_regrowth_by_their_
     for kernel in range(16):
         mask[kernel].view(-1)[torch.randperm(72, generator=source(kernel))[: 12 if kernel < 8 else 36]] = True
     gained = {}
-    for shares in ("scores", "links", "equal"):
+    for shares in ("scores", "links", "equal", None):
         model, _, topology = sparse(
             nn.Sequential(nn.Conv2d(8, 16, 3, padding=1)), sparsity=1 - float(mask.float().mean()), zeta=0.3,
             interval=10**9, method=chtconv.method("chts", kernel_shares=shares), allocation="layer",
@@ -337,6 +337,7 @@ def test_where_links_compete_within_a_layer_kernels_can_share_regrowth_by_their_
     assert gained["equal"] == pytest.approx(1 / 2, abs=0.1)
     assert gained["links"] == pytest.approx(3 / 4, abs=0.1)
     assert gained["scores"] > gained["links"] + 0.05
+    assert gained[None] == gained["links"]
 
 
 def test_shares_of_kernels_make_no_difference_where_every_kernel_has_as_many_links():

@@ -19,7 +19,7 @@ from chtconv.matrix import by_channel, from_channels, groups_of
 from chtconv.methods import Method
 from chtconv.metrics import tied_scores
 from chtconv.redistribution import redistribute
-from chtconv.regrowth import REGROWTHS, choose, shared_out
+from chtconv.regrowth import REGROWTHS, choose, shared_out, usual_shares
 from chtconv.removal import REMOVALS, least_important, sampled_by_importance
 from chtconv.schedule import DENSITIES
 from chtconv.selection import Count, count_true, in_chunks, stochastic_round
@@ -279,9 +279,11 @@ def _regrow(each: _Removed) -> Evolved:
 
 def _comparable(scores_OI: Tensor | None, each: _Removed) -> Tensor | None:
     """The link scores as kernels compete with them."""
-    if scores_OI is None or each.layer.settings.allocation == "kernel":
+    settings = each.layer.settings
+    if scores_OI is None or settings.allocation == "kernel":
         return scores_OI
-    return shared_out(scores_OI, each.kept, each.layer.settings.method.kernel_shares)
+    shares = settings.method.kernel_shares or usual_shares(settings.predictor, settings.graph)
+    return shared_out(scores_OI, each.kept, shares)
 
 
 def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:

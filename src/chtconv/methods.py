@@ -30,8 +30,8 @@ class Method:
         temperature: power of the scores in sampling: 1 as published, towards 0 more even, above 1 sharper.
         explore: share of the probability of sampling that is spread evenly; 0 as published.
         kernel_shares: where links compete within a layer, what the share of a kernel in its regrowth goes by: its
-            ``"scores"`` as they are, its ``"links"``, or ``"equal"`` shares; see
-            :func:`chtconv.regrowth.shared_out`.
+            ``"scores"`` as they are, its ``"links"``, or ``"equal"`` shares; None for
+            :func:`chtconv.regrowth.usual_shares`.
         redistribute: whether regrowth moves links between layers, to those with the larger mean momentum.
         prune_dead: whether removal goes on along the chain of layers: links of channels that lost all links on one
             side go too, as in CHT.
@@ -47,7 +47,7 @@ class Method:
     predictor: str | None = None
     temperature: float = 1.0
     explore: float = 0.0
-    kernel_shares: str = "scores"
+    kernel_shares: str | None = None
     redistribute: bool = False
     prune_dead: bool = False
     early_stop: float | None = None

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from chtconv.scores.controls import CONTROLS
 from chtconv.selection import Count, by_value, exponentials, random_integers, take_largest
 
 # Scores are sums of few fractions in float32: equal ones agree to about 15 bits whatever the order of summation.
@@ -106,6 +107,15 @@ def shared_out(scores_OI: Tensor, links_OI: Tensor, by: str) -> Tensor:
     known_OI = torch.where((scores_OI > 0).any(dim=1, keepdim=True), scores_OI, (~links_OI).to(scores_OI.dtype))
     sum_O1 = known_OI.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores_OI.dtype).tiny)
     return known_OI * (links_OI.sum(dim=1, keepdim=True) / sum_O1 if by == "links" else 1 / sum_O1)
+
+
+def usual_shares(predictor: str, graph: str) -> str:
+    """How regrowth is shared out unless a method says otherwise: scores of one graph are compared as they are.
+
+    >>> usual_shares("ch3_l3n", "kernel"), usual_shares("ch3_l3n", "layer"), usual_shares("occupancy", "kernel")
+    ('links', 'scores', 'scores')
+    """
+    return "links" if graph == "kernel" and predictor not in CONTROLS else "scores"
 
 
 def largest_gradient(gradient_RN: Tensor, generator: torch.Generator) -> Tensor:

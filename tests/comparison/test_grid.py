@@ -63,7 +63,10 @@ def test_a_methods_own_values_are_the_same_named_or_not() -> None:
     assert canonical(SHORT.replace(method="granet", initial_sparsity=0.4), SHORT) != plain
     shares = {"method": "chts", "kernel_shares": "links"}
     assert canonical(SHORT.replace(**shares), SHORT) == SHORT.replace(method="chts")
-    within = SHORT.replace(**shares, allocation="layer")
+    assert canonical(SHORT.replace(**shares, allocation="layer"), SHORT) == SHORT.replace(
+        method="chts", allocation="layer"
+    )
+    within = SHORT.replace(method="chts", kernel_shares="scores", allocation="layer")
     assert canonical(within, SHORT) == within
 
 

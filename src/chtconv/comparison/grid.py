@@ -15,7 +15,7 @@ from typing import Any, Final
 from chtconv.comparison.cell import Cell, variant_name, words
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS, method
-from chtconv.regrowth import REGROWTHS
+from chtconv.regrowth import REGROWTHS, usual_shares
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
 from chtconv.training.recipes import recipe
 
@@ -164,7 +164,12 @@ def _unused(config: Config) -> Iterator[str]:
     if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
         yield from ("temperature", "explore")
     own = "layer" if changed.moves_links else "kernel"
-    if not changed.uses_scores or (config.topology.allocation or own) == "kernel":
+    shares = usual_shares(changed.predictor or config.topology.predictor, config.topology.graph)
+    if (
+        not changed.uses_scores
+        or (config.topology.allocation or own) == "kernel"
+        or config.topology.kernel_shares == shares
+    ):
         yield "kernel_shares"
     if not changed.evolves:
         yield from ("zeta", "zeta_schedule", "evolutions_per_epoch", "stop_fraction", "early_stop", "prune_dead")
