@@ -113,7 +113,7 @@ def _moved(layers: Sequence[SparseLayer], zeta: float) -> dict[SparseLayer, tupl
     if not moving:
         return {}
     means = torch.stack(
-        [(_momentum(layer).abs() * layer.mask).sum() / max(1, layer.links) for layer in moving]
+        [(_finite(layer.momentum, layer).abs() * layer.mask).sum() / max(1, layer.links) for layer in moving]
     ).tolist()
     # At least one, because a layer without any has no momentum to get one back by.
     kept = [max(1, layer.links - round(zeta * layer.links)) for layer in moving]
@@ -291,19 +291,12 @@ def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:
     if not layer.settings.method.needs_dense_gradients:
         assert scores_OI is not None
         return scores_OI
-    gradient_OI = layer.matrix(_momentum(layer) if layer.settings.method.worth == "momentum" else _gradient(layer))
+    gradient = layer.momentum if layer.settings.method.worth == "momentum" else layer.captured
+    gradient_OI = layer.matrix(_finite(gradient, layer))
     return gradient_OI if scores_OI is None else scores_OI * gradient_OI.abs()
 
 
-def _gradient(layer: SparseLayer) -> Tensor:
-    """The dense gradient of this step in float32; what is not finite counts as 0, and so does a layer without use."""
-    return _finite(layer.captured, layer)
-
-
-def _momentum(layer: SparseLayer) -> Tensor:
-    return _finite(layer.momentum, layer)
-
-
 def _finite(values: Tensor | None, layer: SparseLayer) -> Tensor:
+    """Gradients of the whole layer in float32; what is not finite counts as 0, and so does a layer without use."""
     part = torch.zeros_like(local(layer.weight), dtype=torch.float32) if values is None else values.float()
     return gathered(part, layer.weight).nan_to_num(0.0, 0.0, 0.0)

@@ -1,14 +1,12 @@
 """A results file that several comparisons may add lines to at the same time."""
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from chtconv.comparison.result import read_lines, same_run
-from chtconv.training.files import StorageError, write_jsonl
+from chtconv.training.files import StorageError, holding, write_jsonl
 
 
 def add_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -28,35 +26,9 @@ def add_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Keep others waiting who would replace the file as well: what they read would lack what is written here."""
-    if sys.platform == "win32":  # pragma: no cover - no advisory locks of this kind there
-        yield
-        return
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        descriptor = _acquire(lock)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            lock.unlink()
-        os.close(descriptor)
-
-
-def _acquire(lock: Path) -> int:
-    import fcntl
-
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # The holder before this one removed the file: that lock guards nothing.
-        os.close(descriptor)
+            stack.enter_context(holding(path.with_name(f".{path.name}.lock"), patient=True))
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        yield

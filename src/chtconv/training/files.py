@@ -57,11 +57,25 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: if another process holds it, naming the process.
     """
+    with holding(folder / LOCK):
+        yield
+
+
+@contextlib.contextmanager
+def holding(path: Path, *, patient: bool = False) -> Iterator[None]:
+    """Hold a lock file, which is gone afterwards.
+
+    Args:
+        path: of the lock, in a folder that exists.
+        patient: wait until nobody else holds it.
+
+    Raises:
+        ConfigurationError: if another process holds it and this is not patient, naming the process.
+    """
     if sys.platform == "win32":  # pragma: no cover - no advisory locks of this kind there
         yield
         return
-    path = folder / LOCK
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, patient)
     try:
         os.truncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
@@ -72,13 +86,13 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, patient: bool) -> int:
     import fcntl
 
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if patient else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
