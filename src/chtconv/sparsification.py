@@ -84,8 +84,8 @@ def sparsify(
         overrides: by name of modules with wildcards, what is different there: any of ``sparsity``, ``method``,
             ``predictor``, ``graph``, ``windows``, ``allocation`` and ``initial``. Where several match, later ones win.
         allocation: ``"kernel"``, the same number of links in every kernel (the paper), or ``"layer"``, where links
-            compete within the whole layer (as SET and RigL are usually run); by default kernel, but layer for methods
-            that move links between kernels or layers.
+            compete within the whole layer (as SET and RigL are usually run; link scores by the method's
+            ``kernel_shares``); by default kernel, but layer for methods that move links between kernels or layers.
         distribution: ``"uniform"``, the same sparsity in every layer, or ``"erk"`` (Erdős-Rényi-Kernel); layers with
             a sparsity of their own do not take part.
         initial: initial topology: ``"random"``, or for linear layers ``"small_world"`` or ``"receptive_field"``, see
