@@ -116,15 +116,17 @@ def test_every_kind_of_layer_under_every_kind_of_method(kind, method, allocation
         model, optimizer, sparsity=0.7, method=method, zeta=0.5, interval=1, stop=4, layers=["*"],
         allocation=allocation,
     )  # fmt: skip
-    first = topology.masks["0.weight"]
+    masks = [topology.masks["0.weight"]]
     for step in range(1, 4):
         optimizer.zero_grad()
         model(torch.randn(2, *size)).square().sum().backward()
         optimizer.step()
         assert_exact_links(topology, model, method, 0.7, step / 3, allocation)
         assert_nothing_off_the_mask(topology, model, optimizer)
+        masks.append(topology.masks["0.weight"])
     assert topology.evolutions == 3
-    assert not torch.equal(topology.masks["0.weight"], first)
+    # In a small layer an evolution may choose again what was there before, and three may come back to where they began.
+    assert not all(torch.equal(mask, masks[0]) for mask in masks)
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.regrowth])
