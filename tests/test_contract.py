@@ -90,7 +90,7 @@ LAYERS = {
     "grouped": (nn.Conv2d(6, 9, 3, groups=3, dilation=2), (6, 7, 7)),
     "grouped1d": (nn.Conv1d(6, 4, 5, groups=2), (6, 12)),
     "depthwise": (nn.Conv2d(6, 12, 3, groups=6, padding="same"), (6, 7, 7)),
-    "1x1": (nn.Conv2d(8, 5, 1), (8, 4, 4)),
+    "1x1": (nn.Conv2d(16, 12, 1), (16, 4, 4)),
     "circular": (nn.Conv2d(3, 6, (5, 1), padding=(2, 0), padding_mode="circular"), (3, 7, 6)),
     "transposed1d": (nn.ConvTranspose1d(4, 6, 4, stride=2, groups=2), (4, 6)),
     "transposed2d": (nn.ConvTranspose2d(4, 5, 3, stride=2, output_padding=1), (4, 4, 5)),
@@ -111,22 +111,21 @@ FAMILIES = ("set", "rigl", "snfs", "mest", "granet", "cht", "chts", "chtss", "sh
 def test_every_kind_of_layer_under_every_kind_of_method(kind, method, allocation):
     layer, size = LAYERS[kind]
     model = nn.Sequential(copy.deepcopy(layer))
+    model[0].reset_parameters()  # seeded here, whatever was drawn while the tests were collected
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     topology = chtconv.sparsify(
         model, optimizer, sparsity=0.7, method=method, zeta=0.5, interval=1, stop=4, layers=["*"],
         allocation=allocation,
     )  # fmt: skip
-    masks = [topology.masks["0.weight"]]
+    first = topology.masks["0.weight"]
     for step in range(1, 4):
         optimizer.zero_grad()
         model(torch.randn(2, *size)).square().sum().backward()
         optimizer.step()
         assert_exact_links(topology, model, method, 0.7, step / 3, allocation)
         assert_nothing_off_the_mask(topology, model, optimizer)
-        masks.append(topology.masks["0.weight"])
     assert topology.evolutions == 3
-    # In a small layer an evolution may choose again what was there before, and three may come back to where they began.
-    assert not all(torch.equal(mask, masks[0]) for mask in masks)
+    assert not torch.equal(topology.masks["0.weight"], first)
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.regrowth])
