@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chtconv.errors import ConfigurationError
+from chtconv.onednn import overruns, plain
 from chtconv.sparse_compute.blocked import Blocked, as_blocks, to_dense
 from chtconv.sparse_compute.links import Links, kernels_needed
 from chtconv.sparse_compute.memory import empty
@@ -251,16 +252,17 @@ def _input_gradient(grad: Tensor, weight: Tensor, links: Links, geometry: Geomet
 
 def _dense_gradient(x: Tensor, weight: Tensor, grad: Tensor, links: Links, geometry: Geometry) -> Tensor:
     """The gradient of all weights, active or not, by the dense kernels."""
-    # Torch 2.13 writes past its memory here for few channels in channels_last with windows of 1x1 and strides.
-    risky = geometry.window == (1, 1) and geometry.stride != (1, 1)
-    form = torch.contiguous_format if risky else torch.channels_last
-    dense_x, dense_grad = (to_dense(each).contiguous(memory_format=form) for each in (x, grad))
+    dense_x, weight, dense_grad = to_dense(x), weight.detach(), to_dense(grad)
+    if overruns(links.shape[1], geometry.window, geometry.stride):
+        dense_x, weight, dense_grad = (plain(each) for each in (dense_x, weight, dense_grad))
+    else:
+        dense_x, dense_grad = (each.contiguous(memory_format=torch.channels_last) for each in (dense_x, dense_grad))
     before, after = geometry.padding, geometry.after
     if before != after:
         dense_x = torch.nn.functional.pad(dense_x, (before[1], after[1], before[0], after[0]))
         before = (0, 0)
     found: Tensor = torch.ops.aten.convolution_backward(
-        dense_grad, dense_x, weight.detach(), None, geometry.stride, before, geometry.dilation, False, [0, 0],
+        dense_grad, dense_x, weight, None, geometry.stride, before, geometry.dilation, False, [0, 0],
         links.groups, [False, True, False],
     )[1]  # fmt: skip
     return found

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chtconv.onednn import overruns, plain
 from chtconv.sparse_compute.blocked import to_blocked, to_dense
 from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
 from chtconv.sparse_compute.links import Links
@@ -22,20 +23,20 @@ def measure(module: nn.Conv2d, input: Tensor, links: Links, passes: str, dense_t
         input: of it, [N, C, H, W] in any layout.
         links: its index lists.
         passes: any of "f", "i" and "w": forward, gradient of the input, gradient of the weight.
-        dense_type: what the dense layer computes in, with channels last.
+        dense_type: what the dense layer computes in, with channels last where it may.
     """
     weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-    plain = to_dense(input.detach()).to(weight.dtype)
-    geometry = Geometry.of(plain, weight.shape[2:], _pair(module.stride), module.padding, _pair(module.dilation))
-    blocked = plain if geometry.flat else to_blocked(plain)
+    dense = to_dense(input.detach()).to(weight.dtype)
+    geometry = Geometry.of(dense, weight.shape[2:], _pair(module.stride), module.padding, _pair(module.dilation))
+    blocked = dense if geometry.flat else to_blocked(dense)
     # As many conversions as the activations have passes.
     ways = 0 if geometry.flat else len(passes.replace("w", ""))
     with torch.autocast("cpu", enabled=False):
         return Measurement(
             *fastest(
                 _sparse(module, blocked, weight, bias, links, geometry, passes),
-                _dense(module, plain.to(dense_type), weight, bias, geometry, passes),
-                lambda: [to_blocked(plain) for _ in range(ways)],
+                _dense(module, dense.to(dense_type), weight, bias, geometry, passes),
+                lambda: [to_blocked(dense) for _ in range(ways)],
             )
         )
 
@@ -67,7 +68,10 @@ def _dense(
     if padding != geometry.after:
         (top, left), (bottom, right) = padding, geometry.after
         x, padding = functional.pad(x, (left, right, top, bottom)), (0, 0)
-    x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
+    if overruns(module.in_channels // module.groups, geometry.window, geometry.stride):
+        x, weight = plain(x), plain(weight)
+    else:
+        x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
     rest = (list(module.stride), list(padding), list(module.dilation), False, [0, 0], module.groups)
 
     def run() -> None:

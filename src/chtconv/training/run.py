@@ -12,6 +12,7 @@ from chtconv.data import Batches, Dataset, load_dataset
 from chtconv.flops import count_flops
 from chtconv.methods import method
 from chtconv.models import build_model
+from chtconv.onednn import any_overruns
 from chtconv.sparse_compute.acceleration import Acceleration, accelerate
 from chtconv.sparsification import sparsify
 from chtconv.topology import Topology
@@ -30,7 +31,7 @@ class Run:
         config: what decides it.
         device: what it is computed on.
         dataset: the images.
-        model: the network, on the device, channels last.
+        model: the network, on the device, channels last where its dense kernels may.
         optimizer: of all its parameters.
         topology: the links of its convolutions; None for a dense run.
         batches: training batches.
@@ -146,6 +147,7 @@ def prepare(config: Config) -> Run:
         seed=machine.seed,
         flip=data.flip,
         crop=data.crop,
+        memory_format=_memory_format(model, device),
     )
     topology = _topology(config, model, optimizer, len(batches))
     if topology:
@@ -166,7 +168,11 @@ def _model(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
         dropout=network.dropout,
         in_channels=dataset.train.images.shape[1],
     )
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(device=device, memory_format=_memory_format(model, device))  # type: ignore[call-overload,no-any-return]
+
+
+def _memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    return torch.contiguous_format if device.type == "cpu" and any_overruns(model) else torch.channels_last
 
 
 def _optimizer(config: Config, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
