@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from chtconv import input_size
 from chtconv.errors import ConfigurationError
 from chtconv.sharding import is_sharded
-from chtconv.sparse_layer import INPUT_SIZE, SparseLayer
+from chtconv.sparse_layer import SparseLayer
 
 # What regrowth costs beside a price for each weight, in weights: about 5 ms and 85 ns on one core.
 _OVERHEAD = 60_000
@@ -98,7 +99,7 @@ def agree(ranks: Ranks, layers: Sequence[SparseLayer], step: int, evolutions: in
     for index, layer in enumerate(layers):
         known = [each[index + 1] for each in told if each[index + 1, 0] >= 0]
         if known:
-            setattr(layer.module, INPUT_SIZE, tuple(known[0][known[0] >= 0].tolist()))
+            input_size.put(layer.module, tuple(known[0][known[0] >= 0].tolist()))
 
 
 def average_gradients(ranks: Ranks, layers: Sequence[SparseLayer]) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from chtconv import optimizer_state
@@ -12,6 +14,34 @@ from chtconv.sparse_layer import SparseLayer
 
 # Some entries may have become 0 since, in a type of less range.
 _TOLERATED = 0.99
+
+
+def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
+    """Refuses a mask that is not one of this layer.
+
+    Args:
+        layer: the layer.
+        mask: to be loaded.
+        links: how many active links it is said to have, of each kernel or in all, as the allocation says.
+
+    Raises:
+        ConfigurationError: another shape, type or number of links.
+    """
+    if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
+        raise ConfigurationError(
+            f"layer {layer.name}: the mask to load is {mask.dtype} of shape {list(mask.shape)}; "
+            f"accepted is torch.bool of shape {list(layer.weight.shape)}."
+        )
+    kernel = layer.settings.allocation == "kernel"
+    found = layer.matrix(mask).sum(1) if kernel else mask.sum().view(1)
+    low, high = sorted(layer.links_at(density) for density in layer.densities)
+    unchanging = not layer.settings.method.redistribute
+    if not bool((found == links).all()) or (unchanging and not low <= links <= high):
+        raise ConfigurationError(
+            f"layer {layer.name}: the mask to load has {int(found.min())} to {int(found.max())} links a "
+            f"{layer.settings.allocation}; accepted are {low}{f' to {high}' if high > low else ''}, "
+            "as sparsify was told."
+        )
 
 
 def check_fits(layers: Sequence[SparseLayer], topology_loaded: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from chtconv import input_size
 from chtconv.enforcement import accumulate, apply_bits, bits_of, matching, rescaled, unless_zeroed
 from chtconv.errors import ConfigurationError
 from chtconv.geometry import Geometry
@@ -25,6 +26,9 @@ from chtconv.matrix import (
 from chtconv.methods import Method
 from chtconv.scores.api import disabled_scores
 from chtconv.sharding import gathered, is_sharded, local, local_part
+
+# Of the exponential average of gradients, as Dettmers and Zettlemoyer (2019) take from their optimizer.
+_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class SparseLayer:
             captured = self.captured.float().nan_to_num(0.0, 0.0, 0.0)
             if self.momentum is None:
                 self.momentum = torch.zeros_like(captured)
-            self.momentum.mul_(MOMENTUM).add_(captured, alpha=1 - MOMENTUM)
+            self.momentum.mul_(_MOMENTUM).add_(captured, alpha=1 - _MOMENTUM)
 
     def before_accumulation(self, *_: object) -> None:
         """Forgets what was kept of gradients that somebody has zeroed since, as after a step that was skipped."""
@@ -229,16 +233,7 @@ class SparseLayer:
 
         That of the last input in training mode; where there was none yet, of the last input.
         """
-        if isinstance(self.module, nn.Linear):
-            return ()
-        noted = self.module.__dict__
-        size: tuple[int, ...] | None = noted.get(INPUT_SIZE, noted.get(EVALUATED_SIZE))
-        return size
-
-    def observe_input_size(self) -> None:
-        """Registers the hook that notes the size of each input."""
-        if not isinstance(self.module, nn.Linear):
-            self.handles.append(self.module.register_forward_pre_hook(_note_input_size, with_kwargs=True))
+        return input_size.seen(self.module)
 
     def geometry(self) -> Geometry:
         """The geometry of the layer for the input that evolution goes by.
@@ -304,52 +299,3 @@ class SparseLayer:
             exact=settings.exact,
         )
         return from_channels(scores_GOCK.flatten(0, 1))
-
-
-# Of the exponential average of gradients, as Dettmers and Zettlemoyer (2019) take from their optimizer.
-MOMENTUM = 0.9
-# The attribute of a module that its observer writes.
-INPUT_SIZE = "_chtconv_input_size"
-# The same in evaluation, which may use other sizes.
-EVALUATED_SIZE = "_chtconv_evaluated_size"
-
-
-def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
-    """Refuses a mask that is not one of this layer.
-
-    Args:
-        layer: the layer.
-        mask: to be loaded.
-        links: how many active links it is said to have, of each kernel or in all, as the allocation says.
-
-    Raises:
-        ConfigurationError: another shape, type or number of links.
-    """
-    if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
-        raise ConfigurationError(
-            f"layer {layer.name}: the mask to load is {mask.dtype} of shape {list(mask.shape)}; "
-            f"accepted is torch.bool of shape {list(layer.weight.shape)}."
-        )
-    kernel = layer.settings.allocation == "kernel"
-    found = layer.matrix(mask).sum(1) if kernel else mask.sum().view(1)
-    low, high = sorted(layer.links_at(density) for density in layer.densities)
-    unchanging = not layer.settings.method.redistribute
-    if not bool((found == links).all()) or (unchanging and not low <= links <= high):
-        raise ConfigurationError(
-            f"layer {layer.name}: the mask to load has {int(found.min())} to {int(found.max())} links a "
-            f"{layer.settings.allocation}; accepted are {low}{f' to {high}' if high > low else ''}, "
-            "as sparsify was told."
-        )
-
-
-def _note_input_size(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-    # A layer of another class may take its input under another name, or something else than a tensor.
-    images = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
-    if images is None:
-        return
-    size = images.shape[-len(module.kernel_size) :]  # type: ignore[arg-type]
-    # Attributes of the module that are written and never read: anything else makes torch.compile compile once more.
-    if module.training:
-        module._chtconv_input_size = size  # type: ignore[assignment]
-    else:
-        module._chtconv_evaluated_size = size  # type: ignore[assignment]

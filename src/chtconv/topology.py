@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from chtconv import input_size
 from chtconv.averages import Averages
 from chtconv.chains import Link
 from chtconv.consecutive import consecutive_layers
@@ -23,15 +24,16 @@ from chtconv.enforcement import apply_bits, matching
 from chtconv.errors import ConfigurationError
 from chtconv.evolution import Evolved, evolve
 from chtconv.hooks import WeakHook
-from chtconv.loading import check_fits, check_uncut, count_set
+from chtconv.loading import check_fits, check_mask, check_uncut, count_set
 from chtconv.matrix import from_matrix
 from chtconv.metrics import FROM_RECORD, active_channels, layer_stats, overall_stats
-from chtconv.optimizer_state import group_of, moves_zeros, reset_off_mask
+from chtconv.optimizer_state import reset_off_mask
 from chtconv.randomness import canonical_names, generator
 from chtconv.record import Record
 from chtconv.schedule import Schedule
 from chtconv.sharding import is_sharded, local, local_state
-from chtconv.sparse_layer import EVALUATED_SIZE, INPUT_SIZE, SparseLayer, check_mask
+from chtconv.sparse_layer import SparseLayer
+from chtconv.stepping import Stepping
 
 if TYPE_CHECKING:
     from chtconv.sparse_compute.acceleration import Acceleration
@@ -75,15 +77,21 @@ class Topology:
         self._ranks = ranks or Ranks()
         self._record = Record()
         self._unchecked = False
-        self._stepping = False
-        self._handles: list[RemovableHandle] = []
         self._callbacks: OrderedDict[int, Callable[[Topology], None]] = OrderedDict()
         self._averages = Averages(layers)
         self.acceleration: Acceleration | None = None
         # How many weights, and entries of optimizer state, a state that was loaded says are set.
         self._saved: dict[str, dict[str, int]] = {}
         self._detached = self._evolving = False
-        self._layers_of = {id(each): [x for x in layers if group_of(each, x.weight)] for each in optimizers}
+        self._stepping = Stepping(
+            optimizers,
+            layers,
+            self._ranks,
+            begin=self._check_loaded,
+            free=self._enforce_layers,
+            count=self.step,
+            loaded=self._after_load,
+        )
         self._register_hooks()
         self._arm()
         if state is not None:
@@ -317,7 +325,7 @@ class Topology:
             layer.capture(method.needs_dense_gradients and (evolves_next or method.worth == "momentum"))
 
     def _register_hooks(self) -> None:
-        """The optimizers own the topology through their hooks; the model does not, see :class:`WeakHook`."""
+        """Those of the model, which does not own what they call; see :class:`WeakHook`."""
         for layer in self._layers:
             module = layer.module
             after_load = WeakHook(self._after_load)
@@ -329,90 +337,11 @@ class Topology:
             ]
             if layer.settings.method.needs_dense_gradients:
                 layer.handles.append(layer.weight.register_hook(WeakHook(layer.before_accumulation)))
-            layer.observe_input_size()
-        # In a step that is compiled, the compiler would follow evolution too, and compile anew at each of them.
-        opaque: Callable[[Any], Any] = torch.compiler.disable
-        for optimizer in self._optimizers:
-            self._handles += [
-                optimizer.register_step_pre_hook(opaque(self._before_step)),
-                optimizer.register_load_state_dict_post_hook(self._after_load),
-            ]
-            if moves_zeros(optimizer):
-                # Before the step is counted, so that an evolution sees masked weights.
-                self._handles.append(optimizer.register_step_post_hook(opaque(self._after_free_step)))
-        for optimizer in self._optimizers[:-1]:
-            self._handles.append(optimizer.register_step_post_hook(opaque(self._settle)))
-        self._handles.append(self._optimizers[-1].register_step_post_hook(opaque(self._after_step)))
+            layer.handles += input_size.observe(module)
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._detached or self._only_fills_state(optimizer):
-            return args, kwargs
-        self._check_loaded()
-        self._mask_gradients(optimizer)
-        self._stepping |= optimizer is self._optimizers[-1]
-        # A closure computes gradients after this hook, and may write them by hand.
-        own, *rest = args
-        if rest and rest[0] is not None:
-            rest[0] = self._masking(rest[0], optimizer)
-        elif kwargs.get("closure") is not None:
-            kwargs = kwargs | {"closure": self._masking(kwargs["closure"], optimizer)}
-        return (own, *rest), kwargs
-
-    def _only_fills_state(self, optimizer: Optimizer) -> bool:
-        """Whether a step is one without rate and gradients, as torch.distributed.checkpoint takes to make state."""
-        rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
-        # Of a rate on another device nobody knows without waiting for it.
-        if any((isinstance(rate, Tensor) and not rate.is_cpu) or rate != 0 for rate in rates):
-            return False
-        gradients = [local(layer.weight.grad) for layer in self._layers if layer.weight.grad is not None]
-        return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
-
-    def _masking(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
-        def masked() -> Any:
-            loss = closure()
-            self._mask_gradients(optimizer)
-            return loss
-
-        return masked
-
-    def _mask_gradients(self, optimizer: Optimizer) -> None:
-        for layer in self._layers_of[id(optimizer)]:
-            # Gradients that each rank keeps of its own batches are no multiple of those that the ranks have averaged.
-            if self._ranks.size == 1 or is_sharded(layer.weight):
-                layer.follow_gradient()
-        for layer in self._layers:
-            layer.mask_gradient()
-
-    def _settle(self, optimizer: Optimizer, *_: Any) -> None:
-        """What was kept of the gradients of one of several optimizers is final once it has stepped."""
-        if getattr(optimizer, "grad_scale", None) is not None:
-            self._mask_gradients(optimizer)
-        for layer in self._layers_of[id(optimizer)]:
-            layer.settled = True
-
-    def _after_free_step(self, *_: Any) -> None:
-        if self._detached:
-            return
+    def _enforce_layers(self) -> None:
         for layer in self._layers:
             self._enforce_layer(layer)
-
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        # A subclass that calls the step of its parent runs the hooks twice.
-        if not self._stepping or self._detached:
-            return
-        self._stepping = False
-        # A fused optimizer skips a step with infinite gradients by itself, under a gradient scaler.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
-            if getattr(optimizer, "grad_scale", None) is not None:
-                # It has unscaled the gradients by itself.
-                self._mask_gradients(optimizer)
-            self.step()
-        else:
-            for layer in self._layers:
-                layer.capture(layer.capturing)
 
     def _after_load(self, *_: Any) -> None:
         self._unchecked = True
@@ -492,11 +421,8 @@ class Topology:
                 handle.remove()
             layer.handles.clear()
             layer.capture(False)
-            for attribute in (MARK, INPUT_SIZE, EVALUATED_SIZE):
-                layer.module.__dict__.pop(attribute, None)
-        if not self._evolving:
-            # Torch goes through its hooks when a callback of an evolution detaches; then they stay, and do nothing.
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            layer.module.__dict__.pop(MARK, None)
+            input_size.forget(layer.module)
+        # A callback of an evolution may detach.
+        self._stepping.end(keep=self._evolving)
         self._averages.clear()

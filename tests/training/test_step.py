@@ -13,7 +13,7 @@ from torch.nn import functional
 from chtconv.data.batches import flip_images
 from chtconv.errors import ConfigurationError
 from chtconv.randomness import generator
-from chtconv.topology import Topology
+from chtconv.stepping import Stepping
 from chtconv.training import Config, loop, train
 from chtconv.training.config import Machine
 from chtconv.training.device import check_machine, reproducible, seed_dropout
@@ -113,7 +113,7 @@ FORMS = [{"precision": "bf16"}, {"method": "rigl"}, {"method": "dense"} | ADAM, 
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learning rate on another device is never looked at; see the first lines of this method."""
-    monkeypatch.setattr(Topology, "_only_fills_state", lambda *_: False)
+    monkeypatch.setattr(Stepping, "_only_fills_state", lambda *_: False)
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
