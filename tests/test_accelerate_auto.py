@@ -12,9 +12,11 @@ from torch.utils.checkpoint import checkpoint
 import chtconv
 from chtconv.data import load_dataset
 from chtconv.errors import ConfigurationError
-from chtconv.sparse_compute import backends, layers
+from chtconv.sparse_compute import backends, computation
 from chtconv.sparse_compute.blocked import Blocked
 from chtconv.sparse_compute.library import library
+from chtconv.sparse_compute.links import Links
+from chtconv.sparse_compute.measurement import measure
 from chtconv.sparse_compute.tuning import Measurement, Tuner
 from chtconv.training import Config, device, train
 
@@ -36,7 +38,7 @@ def clock(monkeypatch):
             return self.seconds.get(module.out_channels, self.default)
 
     clock = Clock()
-    monkeypatch.setattr(layers, "measure", clock.measure)
+    monkeypatch.setattr(computation, "measure", clock.measure)
     monkeypatch.setattr(Tuner, "_known", {})
     return clock
 
@@ -271,8 +273,8 @@ def test_measuring_takes_real_numbers():
 def test_every_kind_of_layer_can_be_measured(padding, passes, size):
     module = nn.Conv2d(4, 6, 2, padding=padding, dilation=2, groups=2)
     mask = torch.rand(module.weight.shape) < 0.5
-    links = layers.Links.of(mask, 2)
-    found = layers.measure(module, torch.randn(size, 4, 8, 8), links, passes, torch.bfloat16)
+    links = Links.of(mask, 2)
+    found = measure(module, torch.randn(size, 4, 8, 8), links, passes, torch.bfloat16)
     assert min(found[:2]) > 0
 
 

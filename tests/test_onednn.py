@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
-from chtconv.sparse_compute.layers import measure
+from chtconv.sparse_compute.measurement import measure
 from chtconv.sparse_compute.links import Links
 from chtconv.sparse_compute.problem import Geometry
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 from torch import nn
 
 from chtconv.errors import unknown
-from chtconv.sparse_compute.layers import Computation, put, refusal, take_back
+from chtconv.sparse_compute.computation import Computation
+from chtconv.sparse_compute.layers import put, refusal, take_back
 from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.tuning import Tuner
 

@@ -4,23 +4,18 @@ A graph holds no index lists, but a number by which they are looked up whenever 
 anew, and what was measured decides at that time whether the layer is sparse.
 """
 
-import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from chtconv.sparse_compute.blocked import to_dense
+from chtconv.sparse_compute.computation import BY_NUMBER
 from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
 from chtconv.sparse_compute.links import Links
 from chtconv.sparse_compute.problem import Geometry
-
-if TYPE_CHECKING:
-    from chtconv.sparse_compute.layers import Computation
-
-BY_NUMBER: Final["weakref.WeakValueDictionary[int, Computation]"] = weakref.WeakValueDictionary()
 
 
 def convolution_in_graph(module: nn.Conv2d, input: Tensor, number: int, compute: torch.dtype) -> Tensor:
@@ -29,7 +24,7 @@ def convolution_in_graph(module: nn.Conv2d, input: Tensor, number: int, compute:
     Args:
         module: the layer; its padding is the same on both sides.
         input: [N, C, H, W], ordinary.
-        number: of its :class:`.layers.Computation`.
+        number: of its :class:`.computation.Computation`.
         compute: what it computes in where it is dense.
     """
     weight, (_, left, _, top) = module.weight, module._reversed_padding_repeated_twice
