@@ -46,6 +46,20 @@ def command(compared: Path) -> list[str]:
     return [*words, *TINY, "--out", str(compared)]
 
 
+def test_several_seeds_without_scipy_are_refused_before_anything_is_trained(
+    chtconv: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    words = ["compare", "--methods", "set", "--epochs", "1", *TINY, "--out", str(tmp_path / "runs")]
+    code, _, error = chtconv(*words, "--seeds", "0", "1")
+    assert code == 2
+    assert "needs scipy, which is not installed: pip install 'chtconv[compare]'" in error
+    assert not (tmp_path / "runs").exists()
+    code, out, error = chtconv(*words, "--seeds", "0")  # nothing to compute an interval of
+    assert code == 0, error
+    assert "SET      1" in out
+
+
 def test_what_is_done_is_not_run_again(chtconv: Run, command: list[str], compared: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in compared.rglob("summary.json")}
     code, out, error = chtconv(*command)

@@ -25,6 +25,7 @@ from chtconv.comparison.table import tables
 from chtconv.comparison.table1 import AXES as TABLE1_AXES
 from chtconv.comparison.table1 import DATASETS, table1
 from chtconv.errors import ConfigurationError
+from chtconv.extras import need
 from chtconv.training.config import SECTIONS, SETTINGS
 from chtconv.training.options import add_settings, given
 from chtconv.training.recipes import RECIPES, recipe
@@ -108,6 +109,8 @@ def compare_command(options: argparse.Namespace) -> int:
             print("\n".join(study.listed()))
         return 0
     jobs = _jobs(options)
+    if any(len({cell.seed for cell in grid.cells()}) > 1 for grid in grids.values()):
+        need("a comparison over several seeds", "scipy", extra="compare")
     with contextlib.ExitStack() as stack:
         for study in studies:
             stack.enter_context(study.opened())

@@ -1,6 +1,5 @@
 """The statistics of layers as a picture: a row a layer. matplotlib is imported only to draw."""
 
-import importlib.util
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from chtconv.errors import ConfigurationError
 from chtconv.explain.statistics import ScoreStatistics
+from chtconv.extras import need
 from chtconv.training.files import write_atomically
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def check_drawable(out: Path) -> None:
     """
     if out.suffix.lower() not in FORMATS:
         raise ConfigurationError(f"--out {str(out)!r}: accepted is a file that ends in {', '.join(FORMATS)}.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigurationError("--out draws with matplotlib, which is not installed: pip install 'chtconv[plot]'")
+    need("--out", "matplotlib", extra="plot")
 
 
 def save(found: Mapping[str, ScoreStatistics], out: Path) -> None:

@@ -1,11 +1,11 @@
 """``chtconv report``: a folder of runs as one HTML page."""
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import Any, Final
 
 from chtconv.errors import ConfigurationError
+from chtconv.extras import need
 from chtconv.training.files import write_atomically
 
 OPTIONS: Final = ("out", "results")
@@ -43,11 +43,7 @@ def report_command(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else folder.resolve().parent / f"{folder.resolve().name}.html"
     if out.suffix.lower() not in _SUFFIXES:
         raise ConfigurationError(f"--out {str(out)!r}: accepted is a file that ends in {' or '.join(_SUFFIXES)}.")
-    for package in _PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise ConfigurationError(
-                f"the report needs {package}, which is not installed: pip install 'chtconv[compare]'"
-            )
+    need("the report", *_PACKAGES, extra="compare")
     # Only here: the rest of the command line does without these packages.
     from chtconv.report.page import page
     from chtconv.report.reading import read
