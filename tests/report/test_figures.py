@@ -132,9 +132,12 @@ def test_an_error_bar_takes_two_runs(seeds: int, known: bool, monkeypatch: pytes
         for run in many(0, (0.8, 0.9)).runs
         for seed in range(seeds)
     ]
-    assert against.against_sparsity(Comparison("", runs), "k")
+    comparison = Comparison("", runs)
+    pictures = against.against_sparsity(comparison, "k") + accuracy.curves(comparison, "k")
     assert len(errors) == 4
     assert bool(np.isfinite(errors).all()) is known is bool(np.isfinite(errors).any())
+    assert len(pictures) == 3
+    assert {"standard error" in picture.caption for picture in pictures} == {known}
 
 
 def caption_of(*curves: list[float]) -> str:

@@ -46,14 +46,15 @@ def _curve(panel: Panel, measure: str) -> Picture | None:
         axes.set_ylim(bottom=lowest)
 
     last = {variant: 100 * mean.mean[-1] for variant, mean in means.items()}
+    several = any(np.isfinite(mean.error).any() for mean in means.values())
+    spread = ", lines are means over seeds, bands one standard error to either side" if several else ""
     below = "" if lowest is None else ", the first epochs lie below the axis"
     thin = "; thin lines are runs that are not complete, which the means leave out" if unfinished else ""
     return Picture(
         draw(panel.key, paint, title=f"{name.capitalize()}, {panel.title}", x="epoch", y=f"{name}, %"),
         f"Line chart: {name} over epochs at {panel.title}. "
         + (f"After the last epoch: {listed(last, '%')}." if last else "No run is complete."),
-        f"{name.capitalize()} after each epoch at {panel.title}: higher is better, lines are means over seeds, bands "
-        f"one standard error to either side{below}{thin}.",
+        f"{name.capitalize()} after each epoch at {panel.title}: higher is better{spread}{below}{thin}.",
     )
 
 

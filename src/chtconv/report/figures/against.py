@@ -49,8 +49,8 @@ def against_sparsity(comparison: Comparison, key: str) -> list[Picture]:
         title=f"{name.capitalize()} against sparsity",
         x="sparsity",
         words=lambda point: f"{point.variant} at {percent(point.sparsity)}",
-        caption=f"Mean {name} after the last epoch against sparsity: bars are one standard error over seeds, "
-        "and points of one sparsity stand side by side.",
+        caption=f"Mean {name} after the last epoch against sparsity{_spread(points)}; points of one sparsity stand "
+        "side by side.",
     )  # fmt: skip
 
 
@@ -76,8 +76,13 @@ def against_flops(comparison: Comparison, key: str) -> list[Picture]:
         words=lambda point: f"{point.variant} at {percent(point.sparsity)} sparsity, "
         f"{100 * (point.flops or 0):.1f}% of the FLOPs",
         caption=f"Mean {name} against the floating point operations of training, as sparse kernels would do them: "
-        "upper left is better, bars are one standard error.",
+        f"upper left is better{_spread(points)}.",
     )  # fmt: skip
+
+
+def _spread(points: Sequence[_Point]) -> str:
+    """What bars are, where there are any: a point of one seed has none."""
+    return ", bars are one standard error over seeds" if any(np.isfinite(point.error) for point in points) else ""
 
 
 def _pictures(
