@@ -85,6 +85,7 @@ def test_metrics_and_summary_agree(finished: Path) -> None:
     assert 0 < summary["evolution_seconds"] < summary["seconds"]
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["hardware"]["threads"] == 1
+    assert summary["hardware"]["instructions"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_sparsity_is_counted_from_the_masks(finished: Path) -> None:

@@ -7,11 +7,13 @@ from chtconv.report.run import Run, table
 
 
 def hardware(runs: Iterable[Run]) -> list[str]:
-    """Processor or GPU, threads and precision of each run, what is the same once."""
+    """Processor with its instruction set, or GPU, threads and precision of each run, what is the same once."""
     found = []
     for run in runs:
         known, precision = table(run.summary, "hardware"), run.config.get("precision")
         device, cpu, threads = (known.get(name) for name in ("device", "cpu", "threads"))
+        # Processors of several generations go by one name on rented machines.
+        cpu = f"{cpu} with {known['instructions']}" if "instructions" in known else cpu
         where = f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else f"{device} ({cpu})"
         found.append(f"{where}, {precision}" if known else "")
     return distinct(found)

@@ -24,9 +24,10 @@ def package_version() -> str:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Processor, threads in use, and the device by name."""
+    """Processor, its instruction set as torch uses it, threads in use, and the device by name."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"cpu": _processor(), "threads": torch.get_num_threads(), "device": name}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": _processor(), "instructions": instructions, "threads": torch.get_num_threads(), "device": name}
 
 
 def commit() -> dict[str, Any] | None:
