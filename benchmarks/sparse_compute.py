@@ -13,7 +13,7 @@ and SparseProp where it is installed), masks (trained links beside random ones; 
 Prints tables, adds a JSON line a part to results/benchmarks.jsonl, and draws a plot of the latest lines where
 matplotlib is installed.
 
-    python benchmarks/sparse_compute.py [--parts NAME ...] [--rounds 5] [--threads 2] [--masks RUN/masks.safetensors]
+    python benchmarks/sparse_compute.py [--parts NAME ...] [--models NAME ...] [--rounds 5] [--threads 2] [--masks RUN/masks.safetensors]
 """
 
 import argparse
@@ -35,6 +35,7 @@ SPARSITIES = (0.7, 0.9, 0.95)
 # Times of a training step, and of inference with a batch of 64 and of 1, as parts of the dense time: first, and then.
 TRAINING_GOALS = {0.5: (1.0, 0.85), 0.7: (0.65, 0.50), 0.9: (0.36, 0.26), 0.95: (0.25, 0.20)}
 INFERENCE_GOALS = {64: {0.7: (0.60, 0.46), 0.9: (0.30, 0.22), 0.95: (0.20, 0.16)}, 1: {0.9: (0.5, 0.25)}}
+MODELS = ("vgg16", "vgg16, head 512")
 KEEPING = "dense that keeps memory"
 Row = dict[str, Any]
 Options = argparse.Namespace
@@ -78,7 +79,7 @@ def ways_at(sparsities: tuple[float, ...], backend: str = "auto") -> dict[str, R
 
 def training(options: Options) -> Iterator[Row]:
     ways = ways_at((0.5,), "sparse") | ways_at(tuple(TRAINING_GOALS))
-    for model in ("vgg16", "vgg16, head 512"):
+    for model in options.models:
         for row in steps(model, options, ways):
             spec = ways.get(row["name"], {})
             if spec.get("way") == "auto":
@@ -94,7 +95,7 @@ def resnet(options: Options) -> Iterator[Row]:
 
 
 def inference(options: Options) -> Iterator[Row]:
-    for model, (batch, goals) in itertools.product(("vgg16", "vgg16, head 512"), INFERENCE_GOALS.items()):
+    for model, (batch, goals) in itertools.product(options.models, INFERENCE_GOALS.items()):
         shared = {
             "kind": "inference",
             "model": model,
@@ -224,6 +225,7 @@ def _cell(value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="of training and inference")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--width", type=float, default=1.0, help="of all models; for trying it out")
