@@ -26,7 +26,7 @@ run: $(VENV)/.installed  ## train a sparse VGG16 on the embedded digits, about t
 # A process a core, each with one thread of torch's: more would wait for each other.
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed  ## the test suite
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 sanitize: $(VENV)/.installed  ## the tests of the compiled kernels, with gcc's checks of memory and undefined behaviour
 	CHTCONV_BUILD_KERNELS=1 CC=gcc CFLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=undefined' \

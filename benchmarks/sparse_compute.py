@@ -13,7 +13,8 @@ and SparseProp where it is installed), masks (trained links beside random ones; 
 Prints tables, adds a JSON line a part to results/benchmarks.jsonl, and draws a plot of the latest lines where
 matplotlib is installed.
 
-    python benchmarks/sparse_compute.py [--parts NAME ...] [--models NAME ...] [--rounds 5] [--threads 2] [--masks RUN/masks.safetensors]
+    python benchmarks/sparse_compute.py [--parts NAME ...] [--models NAME ...] [--rounds 5] [--threads 2]
+        [--masks RUN/masks.safetensors]
 """
 
 import argparse

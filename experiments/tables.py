@@ -189,14 +189,14 @@ SPARSE_COLUMNS = {
 PASSES = ("forward", "input gradient", "weight gradient")
 
 
-def sparse_line(part: str) -> dict[str, Any]:
+def sparse_line(part: str, file: str = "benchmarks.jsonl") -> dict[str, Any]:
     """The latest line of a part of the benchmark of sparse convolutions; empty where there is none."""
-    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "sparse_compute"]
+    lines = [line for line in read(file) if line["benchmark"] == "sparse_compute"]
     return next((line for line in reversed(lines) if line["configuration"]["part"] == part), {})
 
 
-def sparse_table(part: str) -> str:
-    line, columns = sparse_line(part), SPARSE_COLUMNS[part]
+def sparse_table(part: str, file: str = "benchmarks.jsonl") -> str:
+    line, columns = sparse_line(part, file), SPARSE_COLUMNS[part]
     rows = [[_value(row.get(field)) for field in columns.values()] for row in line.get("rows", [])]
     return markdown(list(columns), rows) if rows else ""
 
@@ -317,6 +317,7 @@ TABLES = {
         "sparse_layers": sparse_layers,
         "sparse_roofline": sparse_roofline,
         **{f"sparse_{part}": partial(sparse_table, part) for part in SPARSE_COLUMNS},
+        "sparse_training_avx2": partial(sparse_table, "training", "benchmarks-avx2.jsonl"),
     },
 }
 
