@@ -393,7 +393,7 @@ UNEQUAL = ("ddp-rigl", "ddp-chts", "fsdp-chts", "fsdp-snfs", "fsdp-rigl", "fsdp-
 
 
 def main(folder, names):
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=40))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
     torch.set_num_threads(1)
     rank, world = distributed.get_rank(), distributed.get_world_size()
     cases = dict(CASES)
