@@ -16,10 +16,10 @@ CHANNELS = [2, 4, 7, 8, 15, 16]
 OURS = """
 import torch
 from torch import nn
-from torch.nn import functional
-from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
-from chtconv.sparse_compute.measurement import measure
+from chtconv.sparse_compute.convolution import gradients
+from chtconv.sparse_compute.graphs import convolution_in_graph
 from chtconv.sparse_compute.links import Links
+from chtconv.sparse_compute.measurement import measure
 from chtconv.sparse_compute.problem import Geometry
 
 torch.set_num_threads(1)
@@ -34,13 +34,17 @@ for images in (64, 5):
     for _ in range(10):
         found = gradients(x, weight, grad, links, geometry, (False, True, False), dense_gradient=True)[1]
         assert torch.equal(found, reference)
+        layer.zero_grad()
+        # No layer has this number: dense.
+        convolution_in_graph(layer, x, -1, torch.float32).backward(grad)
+        assert torch.equal(layer.weight.grad, reference)
         assert min(measure(layer, x, links, "fiw", torch.float32)[:2]) > 0
 """
 
 
 @pytest.mark.skipif(library() is None, reason="no compiled kernels")
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_sparse_layers_survive_their_dense_gradient_and_being_measured(channels: int) -> None:
+def test_dense_gradients_graphs_and_measuring_survive(channels: int) -> None:
     code = OURS.format(channels=channels)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chtconv.onednn import overruns, plain
 from chtconv.sparse_compute.blocked import to_dense
 from chtconv.sparse_compute.computation import BY_NUMBER
 from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
@@ -84,6 +85,8 @@ def _gradients(
     links = _links(number, x, weight, passes, training, compute)
     found: Sequence[Tensor | None]
     if links is None:
+        if overruns(weight.shape[1], weight.shape[2:], stride):
+            grad, x, weight = plain(grad), plain(x), plain(weight)
         rest = (list(stride), list(padding), list(dilation), False, [0, 0], groups)
         found = torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], *rest, list(wanted))
     else:
