@@ -24,7 +24,7 @@ OPTIONS = """
     --model --width --head --dropout
     --method --predictor --graph --sparsity --layers --zeta --zeta-schedule --evolutions-per-epoch --stop-fraction
     --windows --allocation --distribution --removal --regrowth --density --initial-sparsity --temperature --explore
-    --kernel-shares --early-stop --prune-dead --no-prune-dead
+    --smoothing --kernel-shares --early-stop --prune-dead --no-prune-dead
     --epochs --optimizer --lr --momentum --weight-decay --warmup-epochs --schedule --final-lr --decay-end
     --seed --device --precision --backend --step --optimizer-kernel --threads
 """

@@ -351,3 +351,49 @@ def test_shares_of_kernels_make_no_difference_where_every_kernel_has_as_many_lin
         masks.append(topology.masks["0.weight"])
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize("windows", ["in_bounds", "all"])
+def test_smoothing_leads_from_link_prediction_to_the_control_of_occupancy(windows):
+    masks = {}
+    for name, method in {
+        "predicted": chtconv.method("chts"),
+        "none": chtconv.method("chts", smoothing=0.0),
+        "half": chtconv.method("chts", smoothing=0.5),
+        "all": chtconv.method("chts", smoothing=1.0),
+        "control": chtconv.method("occupancy"),
+    }.items():
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(8, 16, 3, padding=1)
+        model, _, topology = sparse(
+            nn.Sequential(convolution), method=method, sparsity=0.9, zeta=0.5, interval=10**9, windows=windows
+        )
+        model(torch.zeros(1, 8, 3, 3))
+        before = topology.masks["0.weight"]
+        topology.evolve()
+        masks[name] = topology.masks["0.weight"] & ~before
+    assert torch.equal(masks["none"], masks["predicted"])
+    assert torch.equal(masks["all"], masks["control"])
+    assert not torch.equal(masks["half"], masks["predicted"])
+    assert not torch.equal(masks["half"], masks["control"])
+
+
+def test_smoothing_reaches_positions_that_no_path_leads_to():
+    """One link in each of its slices: no path anywhere, so that links come at random; with the prior, beside links."""
+    mask = torch.zeros(16, 32, 3, 3, dtype=torch.bool)
+    mask[:, :8, 1, 1] = True
+    beside = {}
+    for share in (0.0, 0.5):
+        model, _, topology = sparse(
+            nn.Sequential(nn.Conv2d(32, 16, 3, padding=1)), sparsity=1 - 8 / 288, zeta=0.25, interval=10**9,
+            method=chtconv.method("chts", smoothing=share),
+        )  # fmt: skip
+        with torch.no_grad():
+            model[0].weight.copy_(mask * (1 + torch.rand(mask.shape, generator=source(0))))
+        topology.load_state_dict(topology.state_dict() | {"masks": {"0.weight": mask}})
+        model(torch.zeros(1, 32, 8, 8))
+        topology.evolve()
+        new = topology.masks["0.weight"] & ~mask
+        beside[share] = float(new[:, :8].sum() / new.sum())
+    assert beside[0.5] == 1
+    assert beside[0.0] < 0.5

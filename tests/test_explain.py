@@ -231,9 +231,42 @@ def test_means_and_zero_scores_by_loops() -> None:
     assert bool(found.means.slice[1, 2].isnan())
 
 
+@given(st.integers(0, 10_000), st.sampled_from([0.05, 0.15, 0.5]))
+@settings(max_examples=30)
+def test_reach_is_what_differences_of_links_lead_to(seed: int, density: float) -> None:
+    mask = random_mask(3, 5, 3, 3, density=density, seed=seed)
+    places, reached = 0, 0
+    for kernel in mask:
+        slices = [[tuple(at) for at in piece.nonzero().tolist()] for piece in kernel]
+        steps = {(c[0] - b[0], c[1] - b[1]) for links in slices for b in links for c in links if b != c}
+        for links in filter(None, slices):
+            free = {(i, j) for i in range(3) for j in range(3)} - set(links)
+            places += len(free)
+            reached += len(free & {(a[0] + step[0], a[1] + step[1]) for a in links for step in steps})
+    if not (~mask).any():
+        return
+    found = score_statistics(mask, 12, padding=1)
+    assert found.reach == (pytest.approx(reached / places) if places else None)
+    # Nothing but places beside links has a score at all.
+    assert round((1 - found.zero_scores) * found.candidates) == reached
+
+
+def test_reach_of_other_graphs_and_masks() -> None:
+    mask = random_mask(8, 6, 3, 3, density=0.05)
+    layer = score_statistics(mask, 12, padding=1, graph="layer").reach
+    assert layer is not None
+    assert layer > score_statistics(mask, 12, padding=1).reach
+    assert score_statistics(mask, 12, padding=1, predictor="occupancy").reach == 1
+    full = torch.zeros(2, 2, 3, 3, dtype=torch.bool)
+    full[:, 0] = True
+    assert score_statistics(full, 12, padding=1).reach is None
+    assert score_statistics(random_mask(8, 6, 1, 1), 12).reach is None
+
+
 def numbers(found: ScoreStatistics) -> dict[str, object]:
     return {
         "zero": found.zero_scores,
+        "reach": found.reach,
         "effective": found.effective_candidates,
         "overlap": found.overlap,
         **vars(found.ties),
@@ -362,6 +395,7 @@ def test_sentences_say_what_the_numbers_mean() -> None:
     told = sentences({"rich": rich, "none": none, "few": few})
     assert [line for line in told if "most candidates have score 0 in few (a share of 0." in line]
     assert [line for line in told if "every score is 0 in none:" in line]
+    assert [line for line in told if "fewer than half of the free positions beside links in few (a share of 0." in line]
     assert [line for line in told if "how many links a slice has in rich (R² 0.7" in line]
     assert max(map(len, report({f"features.{i}.weight": even for i in range(9)}).splitlines())) <= 100
 
@@ -431,9 +465,9 @@ def test_options_come_before_what_the_run_went_by(chtconv: Run, finished: Path) 
     mask = layers_of_run(finished, ["features.40"])[1]["features.40.weight"].mask
     found = score_statistics(mask, 2, padding=1, zeta=0.5, tau=2)
     row = next(line.split() for line in out.splitlines() if line.startswith("features.40"))
-    assert row[3:7] == [
-        f"{value:.1%}" for value in (found.zero_scores, found.ties.at_cut, found.ties.drawn, found.effective_candidates)
-    ]
+    assert found.reach is not None
+    values = (found.zero_scores, found.reach, found.ties.at_cut, found.ties.drawn, found.effective_candidates)
+    assert row[3:8] == [f"{value:.1%}" for value in values]
 
 
 def test_a_picture_of_each_kind(chtconv: Run, finished: Path, tmp_path: Path) -> None:
@@ -454,7 +488,7 @@ def test_a_random_mask_without_a_run(chtconv: Run) -> None:
     code, out, _ = chtconv(*words)
     assert code == 0
     assert out == chtconv(*words, "--seed", "0")[1] != chtconv(*words, "--seed", "1")[1]
-    assert "16x8x3x3        288" in out
+    assert "16x8x3x3       288" in out
     assert chtconv(*words, "--groups", "2", "--stride", "2", "--dilation", "2")[0] == 0
 
 

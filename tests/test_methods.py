@@ -103,6 +103,8 @@ def test_changing_a_part_leaves_the_method_alone():
         ("chts", {"temperature": float("nan")}, "temperature=nan"),
         ("chts", {"kernel_shares": "link"}, "unknown kernel_shares 'link': did you mean 'links'"),
         ("chts", {"explore": 1.5}, r"explore=1\.5: accepted are numbers from 0 to 1"),
+        ("chts", {"smoothing": -1}, r"smoothing=-1: accepted are numbers from 0 to 1"),
+        ("chts", {"smoothing": "much"}, r"smoothing='much': accepted are numbers\."),
         ("cht", {"early_stop": 0}, "early_stop=0: accepted are numbers above 0"),
         ("cht", {"early_stop": 1.1}, r"early_stop=1\.1"),
         ("snfs", {"density": "cubic"}, "redistribute=True keeps the number of links; accepted is density='constant'"),

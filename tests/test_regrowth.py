@@ -16,6 +16,7 @@ from chtconv.regrowth import (
     sampled_by_score,
     shared_out,
     shuffled,
+    smoothed,
     uniform,
 )
 from chtconv.selection import stochastic_round, take_largest
@@ -194,3 +195,24 @@ def test_shares_of_kernels_are_their_links_or_equal_and_ratios_within_a_kernel_s
         for kernel in range(kernels):
             ratios = scores[kernel] if kernel < scored else (~links[kernel]).float()
             torch.testing.assert_close(shared[kernel], ratios * wanted[kernel] / ratios.sum())
+
+
+@given(seed=SEEDS, share=st.floats(0, 1), unit=st.floats(0.01, 100))
+def test_smoothing_deals_out_a_share_of_each_kernels_scores_by_the_prior(seed, share, unit):
+    """The kernels: both known, scores alone, the prior alone, neither. The prior has a unit of its own."""
+    scores = torch.rand(4, 6, generator=source(seed)) * (torch.rand(4, 6, generator=source(seed + 1)) < 0.7)
+    prior = torch.randint(1, 5, (4, 6), generator=source(seed + 2)).float()
+    scores[:2, 0], scores[2:], prior[1], prior[3] = 1.0, 0.0, 0.0, 0.0
+    mixed = smoothed(scores, unit * prior, share)
+    rate = scores[0].sum() / prior[0].sum()
+    torch.testing.assert_close(mixed[0], (1 - share) * scores[0] + share * rate * prior[0])
+    torch.testing.assert_close(mixed.sum(1)[:2], scores.sum(1)[:2])
+    assert torch.equal(mixed[1], scores[1])
+    torch.testing.assert_close(mixed[2], rate * prior[2] if share else scores[2])
+    assert not mixed[3].any()
+
+
+def test_smoothing_where_nothing_is_known_of_both():
+    scores, prior = torch.tensor([[0.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 1.0]])
+    assert smoothed(scores, prior, 0.5).tolist() == [[0.0, 2.0], [3.0, 1.0]]
+    assert not smoothed(torch.zeros(2, 3), torch.zeros(2, 3), 1.0).any()

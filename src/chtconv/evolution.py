@@ -19,7 +19,7 @@ from chtconv.matrix import by_channel, from_channels, groups_of
 from chtconv.methods import Method
 from chtconv.metrics import tied_scores
 from chtconv.redistribution import redistribute
-from chtconv.regrowth import REGROWTHS, choose, shared_out, usual_shares
+from chtconv.regrowth import REGROWTHS, choose, shared_out, smoothed, usual_shares
 from chtconv.removal import REMOVALS, least_important, sampled_by_importance
 from chtconv.schedule import DENSITIES
 from chtconv.selection import Count, count_true, in_chunks, stochastic_round
@@ -278,9 +278,14 @@ def _regrow(each: _Removed) -> Evolved:
 
 
 def _comparable(scores_OI: Tensor | None, each: _Removed) -> Tensor | None:
-    """The link scores as kernels compete with them."""
+    """The link scores as positions and kernels compete with them."""
     settings = each.layer.settings
-    if scores_OI is None or settings.allocation == "kernel":
+    if scores_OI is None:
+        return None
+    if settings.method.smoothing:
+        prior_OI = each.layer.link_scores(each.kept, predictor="occupancy")
+        scores_OI = smoothed(scores_OI, prior_OI, settings.method.smoothing)
+    if settings.allocation == "kernel":
         return scores_OI
     shares = settings.method.kernel_shares or usual_shares(settings.predictor, settings.graph)
     return shared_out(scores_OI, each.kept, shares)

@@ -29,6 +29,8 @@ class Method:
         predictor: the only link score that the method is defined with; None for any.
         temperature: power of the scores in sampling: 1 as published, towards 0 more even, above 1 sharper.
         explore: share of the probability of sampling that is spread evenly; 0 as published.
+        smoothing: share of a kernel's scores that goes by the links of the slices instead, see
+            :func:`chtconv.regrowth.smoothed`; 0 as published.
         kernel_shares: where links compete within a layer, what the share of a kernel in its regrowth goes by: its
             ``"scores"`` as they are, its ``"links"``, or ``"equal"`` shares; None for
             :func:`chtconv.regrowth.usual_shares`.
@@ -47,6 +49,7 @@ class Method:
     predictor: str | None = None
     temperature: float = 1.0
     explore: float = 0.0
+    smoothing: float = 0.0
     kernel_shares: str | None = None
     redistribute: bool = False
     prune_dead: bool = False
@@ -71,14 +74,15 @@ class Method:
             )
         if self.removal is None and self.density != "constant":
             raise ConfigurationError(f"the density schedule {self.density!r} needs a removal.")
-        for field in ("temperature", "explore", "early_stop", "initial_sparsity"):
+        for field in ("temperature", "explore", "smoothing", "early_stop", "initial_sparsity"):
             value, optional = getattr(self, field), field in ("early_stop", "initial_sparsity")
             if not (isinstance(value, int | float) or (value is None and optional)):
                 raise ConfigurationError(f"{field}={value!r}: accepted are numbers{', or None' if optional else ''}.")
         if not self.temperature >= 0:
             raise ConfigurationError(f"temperature={self.temperature!r}: accepted are numbers from 0 up.")
-        if not 0 <= self.explore <= 1:
-            raise ConfigurationError(f"explore={self.explore!r}: accepted are numbers from 0 to 1.")
+        for field in ("explore", "smoothing"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ConfigurationError(f"{field}={getattr(self, field)!r}: accepted are numbers from 0 to 1.")
         if self.early_stop is not None and not 0 < self.early_stop <= 1:
             raise ConfigurationError(f"early_stop={self.early_stop!r}: accepted are numbers above 0 and up to 1.")
         if self.redistribute and self.worth != "momentum":

@@ -109,6 +109,38 @@ def shared_out(scores_OI: Tensor, links_OI: Tensor, by: str) -> Tensor:
     return known_OI * (links_OI.sum(dim=1, keepdim=True) / sum_O1 if by == "links" else 1 / sum_O1)
 
 
+def smoothed(scores_OI: Tensor, prior_OI: Tensor, share: float) -> Tensor:
+    """Link scores of each kernel, of which a share goes by a prior instead.
+
+    At high sparsity hardly any slice of a kernel has two links, and only where two are is there a path of length 3:
+    most positions beside a link have no score, and never get a link. A prior that sees them all, such as the links of
+    the slice, lets them in: interpolation, as language models do with sequences that they have never seen.
+
+    Args:
+        scores_OI: float32, at least 0; a row a kernel.
+        prior_OI: float32, at least 0, in units of its own.
+        share: of the sum of a kernel's scores that is dealt out by the prior, from 0 to 1.
+
+    Returns:
+        Scores of the same shape and with the same sum in each kernel where both are known; where only one is, that one.
+        What a kernel without scores gets is at the rate of scores to prior that the others have.
+
+    >>> prior = torch.tensor([[2.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
+    >>> smoothed(torch.tensor([[0.0, 6.0, 2.0], [0.0, 0.0, 0.0]]), prior, 0.5)
+    tensor([[2., 5., 1.],
+            [2., 0., 0.]])
+    """
+    if not share:
+        return scores_OI
+    sum_O1, prior_O1 = scores_OI.sum(dim=1, keepdim=True), prior_OI.sum(dim=1, keepdim=True)
+    both_O1 = (sum_O1 > 0) & (prior_O1 > 0)
+    tiny = torch.finfo(scores_OI.dtype).tiny
+    rate = (sum_O1 * both_O1).sum() / (prior_O1 * both_O1).sum().clamp_min(tiny)
+    rate = torch.where(both_O1.any(), rate, 1.0)
+    mixed_OI = (1 - share) * scores_OI + share * (sum_O1 / prior_O1.clamp_min(tiny)) * prior_OI
+    return torch.where(both_O1, mixed_OI, torch.where(sum_O1 > 0, scores_OI, rate * prior_OI))
+
+
 def usual_shares(predictor: str, graph: str) -> str:
     """How regrowth is shared out unless a method says otherwise: scores of one graph are compared as they are.
 

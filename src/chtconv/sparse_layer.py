@@ -286,14 +286,19 @@ class SparseLayer:
             momentum = local_part(momentum, self.weight).to(self.weight.device, copy=True)
         self.momentum = momentum
 
-    def link_scores(self, mask_OI: Tensor) -> Tensor:
-        """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions."""
+    def link_scores(self, mask_OI: Tensor, predictor: str | None = None) -> Tensor:
+        """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions.
+
+        Args:
+            mask_OI: bool.
+            predictor: another than that of its settings.
+        """
         settings, groups = self.settings, groups_of(self.module)
         mask_GOCK = by_channel(mask_OI, self.module).unflatten(0, (groups, -1))
         scores_GOCK = disabled_scores(
             mask_GOCK,
             self.geometry(),
-            settings.predictor,
+            predictor or settings.predictor,
             settings.graph,
             windows=settings.windows,
             exact=settings.exact,

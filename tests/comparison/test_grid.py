@@ -68,6 +68,11 @@ def test_a_methods_own_values_are_the_same_named_or_not() -> None:
     )
     within = SHORT.replace(method="chts", kernel_shares="scores", allocation="layer")
     assert canonical(within, SHORT) == within
+    assert canonical(SHORT.replace(method="rigl", smoothing=0.5), SHORT) == SHORT.replace(method="rigl")
+    assert canonical(SHORT.replace(method="chts", smoothing=0.0), SHORT) == SHORT.replace(method="chts")
+    for name, windows in (("cht", "in_bounds"), ("in_bounds", "all")):
+        smoothed = SHORT.replace(method=name, smoothing=0.5, windows=windows)
+        assert canonical(smoothed, SHORT) == smoothed
 
 
 @given(

@@ -56,6 +56,7 @@ BAD: list[tuple[str, Any]] = [
     ("initial_sparsity", 1.0),
     ("temperature", -1.0),
     ("explore", 1.5),
+    ("smoothing", -0.1),
     ("kernel_shares", 3),
     ("early_stop", 0.0),
     ("prune_dead", "maybe"),

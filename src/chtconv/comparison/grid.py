@@ -34,7 +34,8 @@ PLURALS: Final = {
 }
 # Parts of a method: its own value is what it has without being named.
 _PARTS: Final = (
-    "removal", "regrowth", "density", "initial_sparsity", "temperature", "explore", "kernel_shares", "early_stop",
+    "removal", "regrowth", "density", "initial_sparsity", "temperature", "explore", "smoothing", "kernel_shares",
+    "early_stop",
 )  # fmt: skip
 DEFAULT_AXES: Final[Mapping[str, tuple[Any, ...]]] = {
     "method": (DENSE, "set", "rigl", "cht", "chts"),
@@ -154,12 +155,12 @@ def _unused(config: Config) -> Iterator[str]:
     changed, plain = method(name, **config.topology.changes()), METHODS[name]
     yield from (each for each in _PARTS if getattr(config.topology, each) == getattr(plain, each))
     if not changed.uses_scores:
-        yield from ("predictor", "graph", "windows")
+        yield from ("predictor", "graph", "windows", "smoothing")
     elif changed.predictor is not None:
         yield "predictor"
         if plain.predictor is not None:
             yield "graph"  # controls count, and look at no graph
-        if changed.predictor == "in_bounds":
+        if changed.predictor == "in_bounds" and not changed.smoothing:
             yield "windows"
     if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
         yield from ("temperature", "explore")

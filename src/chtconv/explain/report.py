@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 
 from chtconv.explain.statistics import ScoreStatistics
 
-_ROW = "{:<15}{:>15}{:>11}{:>9}{:>8}{:>8}{:>11}{:>10}{:>8}"
+_ROW = "{:<15}{:>15}{:>10}{:>8}{:>8}{:>8}{:>8}{:>11}{:>9}{:>8}"
 _LEGEND = """\
 zero       candidates (disabled positions) of score 0
+reach      candidates beside a link of their slice that have a score, of all beside one
 tied       candidates that tie at the cut of the hard rule; by lot: links that CHT draws among them
 effective  candidates that the soft rule really has: 100% means that CHTs samples like SET
 R²         variance of scores within kernels that the links of the slice, or of the input channel,
@@ -21,7 +22,9 @@ def report(found: Mapping[str, ScoreStatistics]) -> str:
     """The text for the statistics of layers by name, which all come from one predictor and graph."""
     some = next(iter(found.values()))
     short = {name.removesuffix(".weight"): statistics for name, statistics in found.items()}
-    header = _ROW.format("layer", "shape", "links", "zero", "tied", "by lot", "effective", "R² slice", "channel")
+    header = _ROW.format(
+        "layer", "shape", "links", "zero", "reach", "tied", "by lot", "effective", "R² slice", "channel"
+    )
     lines = [f"{some.predictor} on the {some.graph} graph", "", header]
     lines += [_row(name, statistics) for name, statistics in short.items()]
     told = [textwrap.fill(sentence, 100, break_on_hyphens=False) for sentence in sentences(short)]
@@ -59,6 +62,10 @@ def _mostly_zero(statistics: ScoreStatistics) -> bool:
     return not _unscored(statistics) and statistics.zero_scores >= MOSTLY
 
 
+def _out_of_sight(statistics: ScoreStatistics) -> bool:
+    return not _unscored(statistics) and statistics.reach is not None and statistics.reach < MOSTLY
+
+
 def _falls_short(statistics: ScoreStatistics) -> bool:
     return not _unscored(statistics) and statistics.ties.unscored > 0
 
@@ -80,6 +87,12 @@ _VERDICTS: list[Verdict] = [
         lambda statistics: statistics.zero_scores,
         "On the {graph} graph most candidates have score 0 in {layers} (a share of {span}): they regrow only where no "
         "positive score is left.",
+    ),
+    (
+        _out_of_sight,
+        lambda statistics: statistics.reach or 0,
+        "On the {graph} graph paths reach fewer than half of the free positions beside links in {layers} (a share of "
+        "{span}): links of a kernel are too few to predict others from.",
     ),
     (
         _falls_short,
@@ -106,6 +119,7 @@ def _row(name: str, found: ScoreStatistics) -> str:
         "x".join(map(str, found.shape)),
         f"{found.links:,}",
         f"{found.zero_scores:.1%}",
+        "-" if found.reach is None else f"{found.reach:.1%}",
         f"{found.ties.at_cut:.1%}",
         f"{found.ties.drawn:.1%}",
         f"{found.effective_candidates:.1%}",

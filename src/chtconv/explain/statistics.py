@@ -9,6 +9,7 @@ from torch import Tensor
 from chtconv.errors import ConfigurationError
 from chtconv.explain.distribution import Spread, effective_candidates, spread
 from chtconv.explain.means import Means, means
+from chtconv.explain.reach import reach
 from chtconv.explain.ties import Ties, expected_overlap, links_to_regrow, ties
 from chtconv.explain.variance import Explained, explained_variance
 from chtconv.geometry import Geometry, PerAxis
@@ -26,6 +27,8 @@ class ScoreStatistics:
         links: active links.
         candidates: disabled positions.
         zero_scores: share of the candidates with score 0.
+        reach: share of the candidates beside a link of their slice that have a positive score; None without any. See
+            :func:`chtconv.explain.reach.reach`.
         ties: how often regrowth has to choose between equal scores.
         spread: distribution of the positive scores; None without any.
         effective_candidates: of the soft rule, as a share of all candidates; 1 where CHTs samples like SET. See
@@ -41,6 +44,7 @@ class ScoreStatistics:
     links: int
     candidates: int
     zero_scores: float
+    reach: float | None
     ties: Ties
     spread: Spread | None
     effective_candidates: float
@@ -109,6 +113,7 @@ def score_statistics(
         links=int(mask.sum()),
         candidates=candidates,
         zero_scores=1 - positive.numel() / candidates,
+        reach=reach(mask_GOCK, scores_GOCK),
         ties=ties(scores_OI, allowed_OI, count_O),
         spread=spread(positive),
         effective_candidates=effective_candidates(scores_OI, allowed_OI, tau),

@@ -79,6 +79,9 @@ class Topology:
     explore: float | None = share(
         "share of sampling that is spread evenly", least=0, whole_too=True, optional=True
     ).field(None)
+    smoothing: float | None = share(
+        "share of a kernel's link scores that goes by the links of its slices", least=0, whole_too=True, optional=True
+    ).field(None)
     kernel_shares: str | None = choice(
         "what a kernel's share in the regrowth of its layer goes by", lambda: SHARES, optional=True
     ).field(None)
@@ -89,7 +92,7 @@ class Topology:
 
     def changes(self) -> dict[str, Any]:
         """What is different from the named method, as :func:`chtconv.method` takes it."""
-        names = ("removal", "regrowth", "density", "temperature", "explore", "kernel_shares", "early_stop")
+        names = "removal", "regrowth", "density", "temperature", "explore", "smoothing", "kernel_shares", "early_stop"
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None} | (
             {"prune_dead": True} if self.prune_dead else {}
