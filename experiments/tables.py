@@ -294,6 +294,30 @@ def training() -> str:
     return "\n\n".join(tables)
 
 
+def reach() -> str:
+    """Share of the positions beside links that paths lead to, by the size of the maps: random masks, then trained ones.
+
+    Means over the layers of a size, and over seeds; where a mask was measured more than once, the latest.
+    """
+    latest = {(line["masks"], *sorted(line["configuration"].items())): line for line in read("reach.jsonl")}
+    alike: dict[tuple[str, float, float], list[dict[str, Any]]] = {}
+    for line in latest.values():
+        configuration = line["configuration"]
+        alike.setdefault((line["masks"], configuration["width"], configuration["sparsity"]), []).append(line)
+    columns: list[str] = []
+    body = []
+    for (masks, width, sparsity), lines in sorted(alike.items(), key=lambda row: (row[0][0] != "random", row[0][1:])):
+        shares: dict[str, list[float]] = {}
+        for line in lines:
+            for number, layer in enumerate(line["layers"].values()):
+                column = "{0}x{0}".format(layer["input_size"]) if number else "first layer"
+                shares.setdefault(column, []).extend([layer["reach"]] if layer["reach"] is not None else [])
+        columns = list(shares)
+        means = (f"{sum(values) / len(values):.0%}" if values else "" for values in shares.values())
+        body.append([masks, f"{width:g}", f"{sparsity:.0%}", str(len(lines)), *means])
+    return markdown(["masks", "width", "sparsity", "seeds", *columns], body) if body else ""
+
+
 # The tables by file, and by name.
 TABLES = {
     "README.md": {
@@ -308,6 +332,7 @@ TABLES = {
         "confirmation": partial(results, "confirmation.jsonl"),
         "screening": partial(results, "screening.jsonl"),
         "superseded": partial(accuracies, "superseded.jsonl"),
+        "reach": reach,
     },
     "docs/distributed.md": {"distributed": distributed},
     "docs/enforcement.md": {"checkpoint": checkpoint},

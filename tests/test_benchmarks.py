@@ -52,6 +52,25 @@ def test_the_table_of_stages_shows_shares(tables, monkeypatch):
     assert "| seconds, profiled | 4 | 2 |" in table
 
 
+def test_the_table_of_reach_averages_layers_and_seeds_and_takes_the_latest(tables, monkeypatch):
+    def line(masks, seed, *reach):
+        layers = {size: {"input_size": size // 10, "reach": x} for size, x in zip((80, 81, 82, 40), reach, strict=True)}
+        return {"masks": masks, "configuration": {"width": 0.25, "sparsity": 0.9, "seed": seed}, "layers": layers}
+
+    lines = [
+        line("SET", 1, 0.9, 0.9, 0.9, 0.9),
+        line("SET", 1, 0.0, 0.2, 0.4, 0.5),
+        line("SET", 2, 0.5, 0.6, 0.8, None),
+    ]
+    monkeypatch.setattr(tables, "read", lambda name: [*lines, line("random", 1, 0.1, 0.1, 0.3, None)])
+    assert tables.reach().splitlines() == [
+        "| masks | width | sparsity | seeds | first layer | 8x8 | 4x4 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| random | 0.25 | 90% | 1 | 10% | 20% |  |",
+        "| SET | 0.25 | 90% | 2 | 25% | 50% | 50% |",
+    ]
+
+
 @pytest.fixture
 def training(monkeypatch):
     """The benchmark of whole training steps."""

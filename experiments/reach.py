@@ -1,0 +1,91 @@
+"""How much of a kernel link prediction reaches: masks as random as training starts with, and those that it ended with.
+
+python experiments/reach.py                 random masks of VGG16, at two widths and six sparsities
+python experiments/reach.py RUN...          the masks of complete runs
+
+Each adds lines to results/reach.jsonl: `reach` and `unscored` of each layer, see chtconv.explain.score_statistics.
+Masks are scored as they are. An evolution removes links before it scores, so what it reaches is less.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chtconv import sparsify
+from chtconv.comparison.cell import variant_name
+from chtconv.explain.layers import MaskedLayer, masked_layers, statistics
+from chtconv.explain.sources import layers_of_run
+from chtconv.models import build_model
+from chtconv.training import Config, environment, recipe
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "reach.jsonl"
+PREDICTOR = {"predictor": "ch3_l3n", "graph": "kernel", "windows": "all"}
+WIDTHS = (0.25, 1.0)
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+
+
+def random_masks(width: float, sparsity: float, seed: int) -> dict[str, MaskedLayer]:
+    """The layers of VGG16 on 32x32 images, as sparse training begins."""
+    model = build_model("vgg16", 10, seed=seed, width=width, in_channels=3)
+    topology = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), sparsity=sparsity, seed=seed)
+    return masked_layers(model, topology.masks, torch.zeros(1, 3, 32, 32))
+
+
+def measured(layers: Mapping[str, MaskedLayer]) -> dict[str, dict[str, Any]]:
+    """What link prediction reaches in each layer."""
+    return {
+        name: {
+            "input_size": layers[name].input_size[0],
+            "links": found.links,
+            "candidates": found.candidates,
+            "zero_scores": found.zero_scores,
+            "reach": found.reach,
+            "unscored": found.ties.unscored,
+        }
+        for name, found in statistics(layers, **PREDICTOR).items()
+    }
+
+
+def variant(config: Config) -> str:
+    """The name of the run's variant, as a comparison calls it that does not name it otherwise."""
+    return variant_name(config, recipe("cifar-short"))
+
+
+def append(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer]) -> None:
+    line = {
+        "experiment": "reach",
+        "masks": masks,
+        "configuration": configuration | PREDICTOR,
+        "layers": measured(layers),
+        "versions": environment.versions(),
+        "hardware": environment.hardware(torch.device("cpu")),
+        "commit": environment.commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of complete runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the random masks (0)")
+    options = parser.parse_args()
+    for run in options.runs:
+        config, layers = layers_of_run(run, [])
+        known = {"model": config.network.model, "width": config.network.width, "sparsity": config.topology.sparsity}
+        append(variant(config), known | {"seed": config.machine.seed, "epochs": config.optimisation.epochs}, layers)
+    if not options.runs:
+        for width in WIDTHS:
+            for sparsity in SPARSITIES:
+                known = {"model": "vgg16", "width": width, "sparsity": sparsity, "seed": options.seed, "epochs": 0}
+                append("random", known, random_masks(width, sparsity, options.seed))
+
+
+if __name__ == "__main__":
+    main()
