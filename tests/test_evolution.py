@@ -315,6 +315,19 @@ def test_without_an_early_stop_no_layer_stops():
     assert all(row["removed"] > 0 for row in topology.records)
 
 
+def new_links(mask, method, **options):
+    """The links that one evolution brings to a layer with this mask, on maps of 8x8."""
+    layer = nn.Conv2d(mask.shape[1], mask.shape[0], 3, padding=1)
+    sparsity = 1 - float(mask.float().mean())
+    model, _, topology = sparse(nn.Sequential(layer), sparsity=sparsity, interval=10**9, method=method, **options)
+    with torch.no_grad():
+        layer.weight.copy_(mask * (1 + torch.rand(mask.shape, generator=source(0))))
+    topology.load_state_dict(topology.state_dict() | {"masks": {"0.weight": mask}})
+    model(torch.zeros(1, mask.shape[1], 8, 8))
+    topology.evolve()
+    return topology.masks["0.weight"] & ~mask
+
+
 def test_where_links_compete_within_a_layer_kernels_can_share_regrowth_by_their_links():
     """As they are, scores of kernels with many links are larger, so that these get more than their part of new ones."""
     mask = torch.zeros(16, 8, 3, 3, dtype=torch.bool)
@@ -322,16 +335,7 @@ def test_where_links_compete_within_a_layer_kernels_can_share_regrowth_by_their_
         mask[kernel].view(-1)[torch.randperm(72, generator=source(kernel))[: 12 if kernel < 8 else 36]] = True
     gained = {}
     for shares in ("scores", "links", "equal", None):
-        model, _, topology = sparse(
-            nn.Sequential(nn.Conv2d(8, 16, 3, padding=1)), sparsity=1 - float(mask.float().mean()), zeta=0.3,
-            interval=10**9, method=chtconv.method("chts", kernel_shares=shares), allocation="layer",
-        )  # fmt: skip
-        with torch.no_grad():
-            model[0].weight.copy_(mask * (1 + torch.rand(mask.shape, generator=source(0))))
-        topology.load_state_dict(topology.state_dict() | {"masks": {"0.weight": mask}})
-        model(torch.zeros(1, 8, 8, 8))
-        topology.evolve()
-        new = topology.masks["0.weight"] & ~mask
+        new = new_links(mask, chtconv.method("chts", kernel_shares=shares), zeta=0.3, allocation="layer")
         gained[shares] = int(new[8:].sum()) / int(new.sum())
     # Of the links, three quarters are in the second half of the kernels.
     assert gained["equal"] == pytest.approx(1 / 2, abs=0.1)
@@ -384,16 +388,7 @@ def test_smoothing_reaches_positions_that_no_path_leads_to():
     mask[:, :8, 1, 1] = True
     beside = {}
     for share in (0.0, 0.5):
-        model, _, topology = sparse(
-            nn.Sequential(nn.Conv2d(32, 16, 3, padding=1)), sparsity=1 - 8 / 288, zeta=0.25, interval=10**9,
-            method=chtconv.method("chts", smoothing=share),
-        )  # fmt: skip
-        with torch.no_grad():
-            model[0].weight.copy_(mask * (1 + torch.rand(mask.shape, generator=source(0))))
-        topology.load_state_dict(topology.state_dict() | {"masks": {"0.weight": mask}})
-        model(torch.zeros(1, 32, 8, 8))
-        topology.evolve()
-        new = topology.masks["0.weight"] & ~mask
+        new = new_links(mask, chtconv.method("chts", smoothing=share), zeta=0.25)
         beside[share] = float(new[:, :8].sum() / new.sum())
     assert beside[0.5] == 1
     assert beside[0.0] < 0.5
