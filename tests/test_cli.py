@@ -214,6 +214,14 @@ def test_ctrl_c_within_the_first_epoch_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_stops_reading_gets_no_traceback(tmp_path: Path) -> None:
+    process = started("explain", "--shape", "8,8,3,3", "--input-size", "8", "--padding", "1", folder=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert (process.wait(100), process.stderr.read()) == (141, "")
+
+
 def test_a_terminal_gets_a_bar(
     chtconv: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Collection, Sequence
 from typing import Final, NoReturn
@@ -30,8 +31,8 @@ _OPTIONS: Final[dict[str, Collection[str]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    The exit code is 0, 2 for anything that was refused or failed, 130 after Ctrl-C; ``compare`` and ``table1`` have
-    more, see :mod:`chtconv.comparison.command`.
+    The exit code is 0, 2 for anything that was refused or failed, 130 after Ctrl-C, 141 where nobody reads on what is
+    printed, as in ``| head``; ``compare`` and ``table1`` have more, see :mod:`chtconv.comparison.command`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
@@ -39,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown_words:
         parser.error(_unknown_option(unknown_words[0], options.command))
     try:
-        return _run(options, words)
+        code = _run(options, words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python would complain once more at its end, when what is left cannot be printed either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ConfigurationError, TrainingDiverged, StorageError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
