@@ -113,8 +113,9 @@ def smoothed(scores_OI: Tensor, prior_OI: Tensor, share: float) -> Tensor:
     """Link scores of each kernel, of which a share goes by a prior instead.
 
     At high sparsity hardly any slice of a kernel has two links, and only where two are is there a path of length 3:
-    most positions beside a link have no score, and never get a link. A prior that sees them all, such as the links of
-    the slice, lets them in: interpolation, as language models do with sequences that they have never seen.
+    most positions beside a link have no score, and get a link only by lot, where positive scores run out. A prior that
+    sees them all, such as the links of the slice, lets them in: interpolation, as language models do with sequences
+    that they have never seen.
 
     Args:
         scores_OI: float32, at least 0; a row a kernel.
