@@ -12,13 +12,14 @@ from comparison_cells import until
 
 from chtconv.comparison import folder as folder_module
 from chtconv.comparison import study as study_module
+from chtconv.comparison.cell import Cell
 from chtconv.comparison.folder import ComparisonFolder
 from chtconv.comparison.grid import grid_from
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import TERMINATED, TIME_IS_UP
 from chtconv.comparison.result import read_lines
 from chtconv.comparison.results_file import _alone, add_lines
-from chtconv.comparison.runner import GIVEN_BACK
+from chtconv.comparison.runner import GIVEN_BACK, View
 from chtconv.comparison.study import Study
 from chtconv.training.files import StorageError
 
@@ -134,6 +135,53 @@ def test_many_that_add_lines_lose_none(tmp_path: Path) -> None:
 def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*all\.jsonl: "):
         add_lines(tmp_path / "nowhere" / "all.jsonl", [summary(0)])
+
+
+# ------------------------------------------------------------------------------------- lines as soon as runs are done
+
+
+def session_of(
+    monkeypatch: pytest.MonkeyPatch, path: Path, results: Path, session: Callable[[Callable[[int], list[int]]], None]
+) -> None:
+    """A session on runs that are not done yet: it is given what ends the run of a seed, and says what has a line."""
+    study = Study(path, GRID, results)
+    summaries = {cell.name: path / cell.name / "summary.json" for cell in GRID.cells()}
+
+    def run_cells(cells: list[Cell], folder: Path, engine: Any, view: View, **_: Any) -> dict[str, Outcome]:
+        def end(seed: int) -> list[int]:
+            summaries[cells[seed].name].write_text(json.dumps(summary(seed)))
+            view.ended(cells[seed], Outcome("done"))
+            return [line["seed"] for line in read_lines(results)] if results.is_file() else []
+
+        session(end)
+        return {cell.name: Outcome("done") for cell in cells}
+
+    for each in summaries.values():
+        each.unlink()
+    monkeypatch.setattr(study_module, "run_cells", run_cells)
+    with study.opened(), (path / "printed").open("w") as stream, ThreadPoolExecutor(1) as engine:
+        study.run(engine, deadline=None, threads=1, stream=stream)
+
+
+def test_a_run_has_its_line_while_others_still_run(monkeypatch: pytest.MonkeyPatch, done: Path, tmp_path: Path) -> None:
+    def session(end: Callable[[int], list[int]]) -> None:
+        assert [end(1), end(0), end(2)] == [[1], [1, 0], [1, 0, 2]]
+
+    session_of(monkeypatch, done, tmp_path / "all.jsonl", session)
+
+
+def test_results_that_cannot_be_written_meanwhile_stop_no_run(
+    monkeypatch: pytest.MonkeyPatch, done: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "all.jsonl"
+
+    def session(end: Callable[[int], list[int]]) -> None:
+        results.mkdir()
+        assert end(0) == end(1) == []
+        results.rmdir()
+        assert end(2) == [0, 1, 2]
+
+    session_of(monkeypatch, done, results, session)
 
 
 # -------------------------------------------------------------------------------------------------- how it ended

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -15,8 +15,9 @@ from chtconv.comparison.live import view_on
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP
 from chtconv.comparison.result import read_lines, same_run
-from chtconv.comparison.runner import GIVEN_BACK, run_cells
+from chtconv.comparison.runner import GIVEN_BACK, View, run_cells
 from chtconv.errors import ConfigurationError
+from chtconv.training.files import StorageError
 
 _CUT_SHORT: Final = (GIVEN_BACK, INTERRUPTED, TERMINATED)  # stopped, and not by the clock
 
@@ -78,7 +79,7 @@ class Study:
             yield
 
     def run(self, engine: Executor, *, deadline: float | None, threads: int | None, stream: TextIO) -> None:
-        """Train what is missing; the folder must be open. Failures and results are kept in the folder.
+        """Train what is missing; the folder must be open. The results get a line as soon as a run is done.
 
         Args:
             engine: what runs the cells.
@@ -94,7 +95,8 @@ class Study:
         board = Board([cell for cell in self.cells if cell.name not in self._elsewhere], self.folder.path)
         try:
             with view_on(stream, board) as view:
-                self._outcomes = run_cells(missing, self.folder.path, engine, view, deadline=deadline, threads=threads)
+                told = _Adding(view, self.lines)
+                self._outcomes = run_cells(missing, self.folder.path, engine, told, deadline=deadline, threads=threads)
         finally:
             self.lines()
 
@@ -125,3 +127,23 @@ class Study:
         left = {cell.name: self._outcomes.get(cell.name, TIME_IS_UP) for cell in self.missing()}
         left |= {name: Outcome("failed", reason) for name, reason in self._damaged.items()}
         return [(cell, left[cell.name]) for cell in self.cells if cell.name in left]
+
+
+class _Adding:
+    """A view that also has the line of each run added to the results when it is done.
+
+    What cannot be added now, such as while a disk is full, is tried again at the end, where the reason is told.
+    """
+
+    def __init__(self, view: View, add: Callable[[], object]) -> None:
+        self._view = view
+        self._add = add
+
+    def look(self, running: set[str]) -> None:
+        self._view.look(running)
+
+    def ended(self, cell: Cell, outcome: Outcome) -> None:
+        self._view.ended(cell, outcome)
+        if outcome.state == "done":
+            with contextlib.suppress(ConfigurationError, StorageError):
+                self._add()
