@@ -449,6 +449,17 @@ def test_a_run_is_explained_by_what_it_went_by(chtconv: Run, finished: Path) -> 
     assert "nearly like SET (effective candidates 0.9" in " ".join(out.split())
 
 
+def test_what_a_run_mixed_into_its_scores_is_said(chtconv: Run, finished: Path, tmp_path: Path) -> None:
+    def last_line(smoothing: float | None) -> str:
+        run = copy_of(finished, tmp_path / f"run-{smoothing}")
+        config = json.loads((run / "config.json").read_text()) | {"smoothing": smoothing}
+        (run / "config.json").write_text(json.dumps(config))
+        return chtconv("explain", str(run), "--layer", "features.40")[1].splitlines()[-1]
+
+    assert last_line(0.25).startswith("The run dealt 25% of each kernel's scores out by the links of slices")
+    assert last_line(None) == last_line(0.0)
+
+
 def test_layers_of_a_run_see_the_sizes_that_training_sees(finished: Path) -> None:
     _, layers = layers_of_run(finished, [])
     assert [layer.input_size[0] for layer in layers.values()] == [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3

@@ -81,9 +81,10 @@ def explain_command(options: argparse.Namespace) -> int:
     out = Path(given["out"]) if "out" in given else None
     if out is not None:
         check_drawable(out)
+    smoothing = None
     if "run" in given:
         config, layers = layers_of_run(Path(given["run"]), given.get("layer", []))
-        rule = _of_run(config) | rule
+        rule, smoothing = _of_run(config) | rule, config.topology.smoothing
     else:
         layers = {"the mask": _random(given["shape"], given.get("input_size"), _defaults(_RANDOM) | random)}
     found = statistics(layers, **_defaults(_OPTIONS) | rule)
@@ -92,6 +93,10 @@ def explain_command(options: argparse.Namespace) -> int:
     print(report(found))
     for name in layers.keys() - found.keys():
         print(f"{name.removesuffix('.weight')} has no disabled position, so there is nothing to score.")
+    if smoothing:
+        print(
+            f"The run dealt {smoothing:.0%} of each kernel's scores out by the links of slices; that is not shown here."
+        )
     if out is not None:
         save(found, out)
         print(f"picture: {out}")
