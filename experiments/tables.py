@@ -16,7 +16,7 @@ from typing import Any
 from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.rendering import markdown as comparison_tables
 from chtconv.comparison.rendering import markdown_sheet
-from chtconv.comparison.result import read_lines, variant_of
+from chtconv.comparison.result import read_lines
 from chtconv.comparison.sheets import results_sheet
 from chtconv.comparison.table import tables
 
@@ -35,24 +35,21 @@ def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def results(name: str, variants: Iterable[str] | None = None) -> str:
+def results(name: str, sparsity: float | None = None) -> str:
     """The tables of a file of result lines with the differences to SET and RigL, and what their columns are.
 
     Args:
         name: of the file in results/.
-        variants: only these, which are then the whole family of comparisons.
+        sparsity: only the runs at this one, whose comparisons are then a family of their own; None for all.
     """
-    return comparison_tables(tables(_lines(name, variants)))
+    lines = read_lines(ROOT / "results" / name)
+    wanted = [line for line in lines if sparsity in (None, line["config"]["sparsity"])]
+    return comparison_tables(tables(wanted)) if wanted else "(no runs yet)"
 
 
-def accuracies(name: str, variants: Iterable[str] | None = None) -> str:
+def accuracies(name: str) -> str:
     """The accuracies alone."""
-    return "\n\n".join(markdown_sheet(results_sheet(table)) for table in tables(_lines(name, variants)))
-
-
-def _lines(name: str, variants: Iterable[str] | None) -> list[dict[str, Any]]:
-    wanted = None if variants is None else set(variants)
-    return [line for line in read_lines(ROOT / "results" / name) if wanted is None or variant_of(line) in wanted]
+    return "\n\n".join(markdown_sheet(results_sheet(table)) for table in tables(read_lines(ROOT / "results" / name)))
 
 
 def evolution() -> str:
@@ -321,7 +318,7 @@ def reach() -> str:
 # The tables by file, and by name.
 TABLES = {
     "README.md": {
-        "confirmation": partial(results, "confirmation.jsonl"),
+        "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
         "evolution": evolution,
         "link_prediction": link_prediction,
         "stages": stages,
@@ -329,7 +326,8 @@ TABLES = {
     },
     "docs/evidence.md": {
         "first": partial(results, "cifar10.jsonl"),
-        "confirmation": partial(results, "confirmation.jsonl"),
+        "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
+        "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
         "screening": partial(results, "screening.jsonl"),
         "superseded": partial(accuracies, "superseded.jsonl"),
         "reach": reach,
