@@ -43,8 +43,7 @@ def results(name: str, sparsity: float | None = None) -> str:
         sparsity: only the runs at this one, whose comparisons are then a family of their own; None for all.
     """
     lines = read_lines(ROOT / "results" / name)
-    wanted = [line for line in lines if sparsity in (None, line["config"]["sparsity"])]
-    return comparison_tables(tables(wanted)) if wanted else "(no runs yet)"
+    return comparison_tables(tables(line for line in lines if sparsity in (None, line["config"]["sparsity"])))
 
 
 def accuracies(name: str) -> str:

@@ -21,6 +21,7 @@ from chtconv.comparison.result import read_lines
 from chtconv.comparison.results_file import _alone, add_lines
 from chtconv.comparison.runner import GIVEN_BACK, View
 from chtconv.comparison.study import Study
+from chtconv.errors import ConfigurationError
 from chtconv.training.files import StorageError
 
 GRID = grid_from({"methods": ["set"], "seeds": [0, 1, 2], "epochs": 1})
@@ -179,9 +180,23 @@ def test_results_that_cannot_be_written_meanwhile_stop_no_run(
         results.mkdir()
         assert end(0) == end(1) == []
         results.rmdir()
-        assert end(2) == [0, 1, 2]
+        assert end(2) == [2]
 
     session_of(monkeypatch, done, results, session)
+    assert sorted(line["seed"] for line in read_lines(results)) == [0, 1, 2]
+
+
+def test_results_that_cannot_be_written_to_the_end_are_named(
+    monkeypatch: pytest.MonkeyPatch, done: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "all.jsonl"
+
+    def session(end: Callable[[int], list[int]]) -> None:
+        results.mkdir()
+        assert end(0) == []
+
+    with pytest.raises(ConfigurationError, match=r"cannot read .*all\.jsonl: "):
+        session_of(monkeypatch, done, results, session)
 
 
 # -------------------------------------------------------------------------------------------------- how it ended

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.grid import AXES, Grid
-from chtconv.comparison.result import PLACEMENT, read_lines, result_line, same_run
+from chtconv.comparison.result import PLACEMENT, read_lines, result_line, run_key, same_run
 from chtconv.comparison.results_file import add_lines
 from chtconv.errors import ConfigurationError
 from chtconv.training import Config
@@ -122,10 +122,10 @@ class ComparisonFolder:
             ConfigurationError: if the file is none of results.
             StorageError: if it cannot be written.
         """
-        known = read_lines(results)[::-1]
+        known = {run_key(line["config"]): line for line in read_lines(results)}
         found, new, damaged = [], [], {}
         for cell in cells:
-            line = next((line for line in known if same_run(line["config"], cell.config.to_dict())), None)
+            line = known.get(run_key(cell.config.to_dict()))
             if line is None and self.run_folder(cell.name).is_complete():
                 try:
                     line = self._line(cell)

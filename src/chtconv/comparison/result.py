@@ -102,14 +102,19 @@ def same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     >>> same_run({"seed": 14, "precision": "bf16"}, {"seed": 14, "precision": "float32"})
     False
     """
-    return identity(a) == identity(b)
+    return run_key(a) == run_key(b)
+
+
+def run_key(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The :func:`identity` of a configuration as a key of dictionaries: finds a run among many at once."""
+    return tuple(identity(config).values())
 
 
 def distinct(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The lines without those of runs that a later line is of too."""
     latest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for line in lines:
-        latest[tuple(identity(line["config"]).values())] = line
+        latest[run_key(line["config"])] = line
     return list(latest.values())
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chtconv.comparison.result import read_lines, same_run
+from chtconv.comparison.result import read_lines, run_key
 from chtconv.training.files import StorageError, holding, write_jsonl
 
 
@@ -18,7 +18,8 @@ def add_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """
     with _alone(path):
         known = read_lines(path)
-        lacking = [line for line in lines if not any(same_run(line["config"], each["config"]) for each in known)]
+        present = {run_key(line["config"]) for line in known}
+        lacking = [line for line in lines if run_key(line["config"]) not in present]
         if lacking:
             write_jsonl(path, [*known, *lacking])
 

@@ -14,7 +14,7 @@ from chtconv.comparison.grid import Grid
 from chtconv.comparison.live import view_on
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP
-from chtconv.comparison.result import read_lines, same_run
+from chtconv.comparison.result import read_lines, run_key
 from chtconv.comparison.runner import GIVEN_BACK, View, run_cells
 from chtconv.errors import ConfigurationError
 from chtconv.training.files import StorageError
@@ -48,12 +48,11 @@ class Study:
 
     def _known_elsewhere(self) -> set[str]:
         """Cells that have a line in the results and no complete run in the folder."""
-        known = [line["config"] for line in read_lines(self._results)]
+        known = {run_key(line["config"]) for line in read_lines(self._results)}
         return {
             cell.name
             for cell in self.cells
-            if not self.folder.run_folder(cell.name).is_complete()
-            and any(same_run(config, cell.config.to_dict()) for config in known)
+            if run_key(cell.config.to_dict()) in known and not self.folder.run_folder(cell.name).is_complete()
         }
 
     def missing(self) -> list[Cell]:
@@ -95,7 +94,7 @@ class Study:
         board = Board([cell for cell in self.cells if cell.name not in self._elsewhere], self.folder.path)
         try:
             with view_on(stream, board) as view:
-                told = _Adding(view, self.lines)
+                told = _Adding(view, self._add)
                 self._outcomes = run_cells(missing, self.folder.path, engine, told, deadline=deadline, threads=threads)
         finally:
             self.lines()
@@ -104,6 +103,9 @@ class Study:
         """The result lines of the runs that are done; those that are new go into the results file."""
         lines, self._damaged = self.folder.collect(self.cells, self._results)
         return lines
+
+    def _add(self, cell: Cell) -> None:
+        self.folder.collect([cell], self._results)
 
     def ending(self) -> tuple[str, int]:
         """What is to be said at the end, and the exit code: 0 complete, 1 with failures, 3 out of time."""
@@ -132,10 +134,10 @@ class Study:
 class _Adding:
     """A view that also has the line of each run added to the results when it is done.
 
-    What cannot be added now, such as while a disk is full, is tried again at the end, where the reason is told.
+    What cannot be added now, such as while a disk is full, is added when the session ends, or the reason told then.
     """
 
-    def __init__(self, view: View, add: Callable[[], object]) -> None:
+    def __init__(self, view: View, add: Callable[[Cell], None]) -> None:
         self._view = view
         self._add = add
 
@@ -146,4 +148,4 @@ class _Adding:
         self._view.ended(cell, outcome)
         if outcome.state == "done":
             with contextlib.suppress(ConfigurationError, StorageError):
-                self._add()
+                self._add(cell)
