@@ -97,6 +97,26 @@ def test_a_longer_list_runs_only_what_is_new_and_a_failure_stops_nothing(
     assert [line.split()[0] for line in out.splitlines()] == ["done", "done", "failed", "failed"]
 
 
+def test_some_of_a_grid_are_run_and_shown_alone(chtconv: Run, command: list[str], compared: Path) -> None:
+    wider = ["compare", "--methods", "static", "set", "cht", "chts", *command[3:]]
+    code, out, error = chtconv(*wider, "--only", "SET", "dense", "--list")
+    assert code == 2
+    assert "unknown variant of the grid 'dense': Accepted: 'static', 'SET', 'CHT', 'CHTs'." in error
+    code, out, _ = chtconv(*wider, "--only", "SET", "--only", "CHT*", "--list")
+    assert code == 0
+    runs = [Path(line.split()[2]).name for line in out.splitlines()]
+    assert runs == [f"{name}-0.9-seed{seed}" for seed in (0, 1) for name in ("set", "cht", "chts")]
+    code, out, error = chtconv(*wider, "--only", "S*")
+    assert code == 0, error
+    assert "2 runs, 2 done, 0 to do" in error
+    assert "SET      2" in out
+    for words in (["table1", "--only", "CHT-CH3"], ["table1", "--only", "dense", "--datasets", "cifar100"]):
+        code, out, error = chtconv(*words, "--list")
+        assert code == 0, error
+        assert all(words[2].lower() in line for line in out.splitlines())
+        assert len(out.splitlines()) == {"CHT-CH3": 2 * 2 * 3, "dense": 3}[words[2]]
+
+
 def test_results_made_elsewhere_count(chtconv: Run, command: list[str], compared: Path, tmp_path: Path) -> None:
     chtconv(*command)
     results = tmp_path / "all.jsonl"
@@ -196,7 +216,7 @@ def test_every_option_of_the_configuration_is_there(chtconv: Run, name: str, ext
     expected = {"--" + plural.get(each, each).replace("_", "-") for each in SETTINGS} | set(extra.split())
     if name == "table1":
         expected -= {"--dataset"}
-    expected |= {"--out", "--jobs", "--scheduler", "--time-limit", "--results", "--list"}
+    expected |= {"--out", "--jobs", "--scheduler", "--time-limit", "--results", "--only", "--list"}
     found = {word.strip("[],") for word in out.split() if word.lstrip("[").startswith("--")}
     assert found - {"--help", "--no-flip"} == expected
 

@@ -117,6 +117,39 @@ def test_methods_stand_beside_variants() -> None:
     assert names(grid) == ["set-0.9-seed5", "layer-0.9-seed5"]
 
 
+def test_some_of_the_runs_are_those_of_the_whole() -> None:
+    grid = grid_from({
+        "methods": ["dense", "set", "chts"], "sparsities": [0.9, 0.95], "seeds": [1, 0], "variants": [
+            {"name": "CHTs, ERK", "method": "chts", "distribution": "erk"},
+            {"name": "SET, layers features.[!0]*", "method": "set", "layers": "features.[!0]*"},
+            {"name": "SET, layers features.[!0]*, ERK", "method": "set", "layers": "*[!0]", "distribution": "erk"},
+        ],
+    })  # fmt: skip
+    for names, chosen in (
+        (["dense"], {"dense"}),
+        (["CHTs, *"], {"CHTs, ERK"}),
+        (["SET, layers features.[!0]*"], {"SET, layers features.[!0]*"}),  # no wildcards where it is a name
+        (["SET", "CHT?"], {"SET", "CHTs"}),
+        (["*ERK"], {"CHTs, ERK", "SET, layers features.[!0]*, ERK"}),
+    ):
+        some = grid.only(names)
+        assert some.cells() == [cell for cell in grid.cells() if cell.variant in chosen]
+        assert {cell.variant for cell in some.cells()} == chosen
+    assert grid.only(["*"]).cells() == grid.cells()
+    narrowed = grid.only(["CHTs*", "SET"]).only(["SET", "*ERK"])
+    assert narrowed.cells() == grid.only(["CHTs, ERK", "SET"]).cells()
+
+
+@pytest.mark.parametrize("names", [["SET", "CHT"], ["set"], [""], ["SET,*"]])
+def test_some_runs_that_are_not_there_are_named(names: list[str]) -> None:
+    grid = grid_from({"methods": ["set", "chts"], "seeds": [0]})
+    with pytest.raises(ConfigurationError, match=re.escape(f"unknown variant of the grid {names[-1]!r}: ")) as caught:
+        grid.only(names)
+    assert "Accepted: 'SET', 'CHTs'." in str(caught.value)
+    with pytest.raises(ConfigurationError, match="unknown variant of the grid 'SET'"):
+        grid.only(["CHTs"]).only(["SET"])
+
+
 def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text('recipe = "cifar-short"\nmethods = ["set"]\nsparsities = [0.9]\nstop-fraction = 0.5\nepochs = 3\n')

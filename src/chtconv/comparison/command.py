@@ -32,7 +32,7 @@ from chtconv.training.recipes import RECIPES, recipe
 from chtconv.training.setting import whole
 
 _SEVERAL: Final = {name: name for name in SECTIONS["topology"]} | {one: many for many, one in PLURALS.items()}
-_ENGINE: Final = ("out", "jobs", "scheduler", "time-limit", "results", "list")
+_ENGINE: Final = ("out", "jobs", "scheduler", "time-limit", "results", "only", "list")
 OPTIONS: Final = (*(_SEVERAL.get(name, name) for name in SETTINGS), "recipe", "datasets", "data", *_ENGINE)
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
@@ -73,6 +73,13 @@ def _add_engine(command: Any, out: str) -> None:
     group.add_argument("--time-limit", metavar="TIME", help="stop in time, as 90s, 45m, 2h or 1:30:00 (none)")
     group.add_argument(
         "--results", metavar="FILE", help="a line a run; runs that have one here are done (DIR/results.jsonl)"
+    )
+    group.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="only what is called so in the table, where * stands for any letters (all)",
     )
     group.add_argument("--list", action="store_true", help="only list the runs and how far they are")
 
@@ -153,10 +160,12 @@ def _grids(options: argparse.Namespace) -> dict[str, Grid]:
     """The grids by the folder below --out that they lie in; the only one of ``compare`` in --out itself."""
     values = given(options)
     if options.command == "table1":
-        return dict(table1(options.datasets, data=options.data, **values))
-    table = read_toml(Path(options.grid)) if options.grid else {}
-    table |= {"recipe": options.recipe} if options.recipe else {}
-    return {"": grid_from(table, **values)}
+        grids = table1(options.datasets, data=options.data, **values)
+    else:
+        table = read_toml(Path(options.grid)) if options.grid else {}
+        table |= {"recipe": options.recipe} if options.recipe else {}
+        grids = {"": grid_from(table, **values)}
+    return {name: grid.only(options.only) for name, grid in grids.items()} if options.only else grids
 
 
 def _jobs(options: argparse.Namespace) -> int:

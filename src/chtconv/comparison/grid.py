@@ -7,7 +7,8 @@ data, network and optimisation are the same for all, so that the runs of one gri
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +54,7 @@ class Grid:
         axes: for a value of the topology or the seed, all that it takes; every combination is a run.
         variants: further topologies by the name they go by: values beside the shared ones. Each is combined with the
             axes that it does not name itself. With variants and no axis of methods, they are all there is.
+        chosen: names of the variants and methods that are run; empty for all, see :meth:`only`.
 
     Raises:
         ConfigurationError: for a value that cannot be used or an axis that is none, naming it.
@@ -66,6 +68,7 @@ class Grid:
     shared: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.axes:
@@ -83,6 +86,28 @@ class Grid:
     def base(self) -> Config:
         """What all runs share, with the recipe's values for what varies."""
         return recipe(self.recipe).replace(**self.shared)
+
+    def only(self, names: Sequence[str]) -> "Grid":
+        """The grid with some of its runs, under the names that they have in the whole of it.
+
+        Args:
+            names: of variants and methods, as tables show them; in what is no such name, ``*`` stands for any letters.
+
+        Raises:
+            ConfigurationError: for a name that no run has, with the nearest one.
+
+        >>> grid = Grid("cifar-short", axes={"method": ("dense", "set", "cht", "chts"), "seed": (14,)})
+        >>> [cell.name for cell in grid.only(["SET", "CHT*"]).cells()]
+        ['set-0.95-seed14', 'cht-0.95-seed14', 'chts-0.95-seed14']
+        """
+        known = dict.fromkeys(cell.variant for cell in self._cells)
+        called = {
+            name: [name] if name in known else [each for each in known if fnmatchcase(each, name)] for name in names
+        }
+        for name, variants in called.items():
+            if not variants:
+                raise unknown("variant of the grid", name, known)
+        return replace(self, chosen=tuple(itertools.chain.from_iterable(called.values())))
 
     def cells(self) -> list[Cell]:
         """The runs, seed by seed, so that each seed is a comparison of its own as soon as it is done.
@@ -103,8 +128,9 @@ class Grid:
             if known.config != cell.config:
                 differences = ", ".join(known.config.differences(cell.config))
                 raise ConfigurationError(f"two runs are called {cell.name!r} and differ in {differences}.")
+        chosen = [cell for cell in cells.values() if not self.chosen or cell.variant in self.chosen]
         seeds, sparsities = (list(self.axes.get(name, ())) for name in ("seed", "sparsity"))
-        order = sorted(cells.values(), key=lambda cell: (_place(cell.seed, seeds), _place(cell.sparsity, sparsities)))
+        order = sorted(chosen, key=lambda cell: (_place(cell.seed, seeds), _place(cell.sparsity, sparsities)))
         return tuple(order)
 
     def _combinations(self) -> Iterator[Cell]:
