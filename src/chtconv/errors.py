@@ -17,9 +17,12 @@ def unknown(kind: str, name: object, accepted: Iterable[str]) -> ConfigurationEr
 
     >>> print(unknown("method", "chtss", ["set", "cht", "chts"]))
     unknown method 'chtss': did you mean 'chts'? Accepted: 'set', 'cht', 'chts'.
+    >>> print(unknown("variant", "set, erk", ["SET", "SET, ERK"]))
+    unknown variant 'set, erk': did you mean 'SET, ERK'? Accepted: 'SET', 'SET, ERK'.
     """
     names, typed = list(accepted), str(name).lower()
-    begun = [each for each in names if typed and each.startswith(typed)]
-    close = begun or difflib.get_close_matches(typed, names, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]!r}? " if close else ""
+    lowered = {each.lower(): each for each in reversed(names)}
+    begun = [each.lower() for each in names if typed and each.lower().startswith(typed)]
+    close = [typed] if typed in lowered else begun or difflib.get_close_matches(typed, lowered, n=1, cutoff=0.5)
+    guess = f"did you mean {lowered[close[0]]!r}? " if close else ""
     return ConfigurationError(f"unknown {kind} {name!r}: {guess}Accepted: {', '.join(map(repr, names))}.")

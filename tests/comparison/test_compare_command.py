@@ -101,7 +101,8 @@ def test_some_of_a_grid_are_run_and_shown_alone(chtconv: Run, command: list[str]
     wider = ["compare", "--methods", "static", "set", "cht", "chts", *command[3:]]
     code, out, error = chtconv(*wider, "--only", "SET", "dense", "--list")
     assert code == 2
-    assert "unknown variant of the grid 'dense': Accepted: 'static', 'SET', 'CHT', 'CHTs'." in error
+    assert "unknown variant of the grid 'dense': " in error
+    assert "Accepted: 'static', 'SET', 'CHT', 'CHTs'." in error
     code, out, _ = chtconv(*wider, "--only", "SET", "--only", "CHT*", "--list")
     assert code == 0
     runs = [Path(line.split()[2]).name for line in out.splitlines()]

@@ -146,6 +146,8 @@ def test_some_runs_that_are_not_there_are_named(names: list[str]) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(f"unknown variant of the grid {names[-1]!r}: ")) as caught:
         grid.only(names)
     assert "Accepted: 'SET', 'CHTs'." in str(caught.value)
+    with pytest.raises(ConfigurationError, match="unknown variant of the grid 'set': did you mean 'SET'"):
+        grid.only(["set"])
     with pytest.raises(ConfigurationError, match="unknown variant of the grid 'SET'"):
         grid.only(["CHTs"]).only(["SET"])
 
