@@ -1,370 +1,48 @@
 """Writes the tables of the README and the docs from the lines in results/: no number there is typed.
 
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+
 python experiments/tables.py            writes them
 python experiments/tables.py --check    exit code 1 where they say something else than the results
 """
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
-from typing import Any
+from functools import cache
 
-from chtconv.comparison.cell import METHOD_NAMES
-from chtconv.comparison.rendering import markdown as comparison_tables
-from chtconv.comparison.rendering import markdown_sheet
-from chtconv.comparison.result import read_lines
-from chtconv.comparison.sheets import results_sheet
-from chtconv.comparison.table import tables
+import benchmark_tables
+import evidence_tables
+from layout import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+TABLES = benchmark_tables.TABLES | evidence_tables.TABLES
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """The lines of a file in results/; none where there is no file."""
-    path = ROOT / "results" / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+@cache
+def table(name: str) -> str:
+    if name not in TABLES:
+        raise SystemExit(f"there is no table {name!r}: {', '.join(TABLES)}.")
+    return TABLES[name]()
 
 
-def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A table with its first column to the left and numbers to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def results(name: str, sparsity: float | None = None) -> str:
-    """The tables of a file of result lines with the differences to SET and RigL, and what their columns are.
-
-    Args:
-        name: of the file in results/.
-        sparsity: only the runs at this one, whose comparisons are then a family of their own; None for all.
-    """
-    lines = read_lines(ROOT / "results" / name)
-    return comparison_tables(tables(line for line in lines if sparsity in (None, line["config"]["sparsity"])))
-
-
-def accuracies(name: str) -> str:
-    """The accuracies alone."""
-    return "\n\n".join(markdown_sheet(results_sheet(table)) for table in tables(read_lines(ROOT / "results" / name)))
-
-
-def evolution() -> str:
-    """The latest benchmark: each action as a part of the dense step of its round."""
-    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "evolution"]
-    if not lines:
-        return ""
-    rows = [
-        [name, f"{row['seconds']:.3f}", f"{row['ratio']:.3f}", f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"]
-        for name, row in lines[-1]["rows"].items()
-    ]
-    return markdown(["action", "seconds", "of a dense step", "quartiles"], rows)
-
-
-def link_prediction() -> str:
-    """The latest benchmark of link prediction: ratios of times, with their goals."""
-    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "link_prediction"]
-    if not lines:
-        return ""
-    rows = [
-        [row["name"], f"{row['ratio']:.3g}", f"{row['low']:.3g} to {row['high']:.3g}", f"{row['seconds']:.3g}"]
-        for row in lines[-1]["rows"]
-    ]
-    notes = [f"{row['name']}: {row['note']}." for row in lines[-1]["rows"] if row["note"]]
-    table = markdown(["times compared", "ratio (median)", "range", "seconds of the first"], rows)
-    return "\n\n".join([table, *notes])
-
-
-def stages() -> str:
-    """Where the time of an evolution goes, on each graph; from the latest benchmark of link prediction that says so."""
-    lines = [line["rows"] for line in read("benchmarks.jsonl") if line["benchmark"] == "link_prediction"]
-    latest = [found for rows in lines if (found := [row for row in rows if "stages" in row])][-1:]
-    if not latest:
-        return ""
-    totals = [sum(row["stages"].values()) for row in latest[0]]
-    body = [
-        [stage, *(f"{row['stages'][stage] / total:.1%}" for row, total in zip(latest[0], totals, strict=True))]
-        for stage in latest[0][0]["stages"]
-    ]
-    ideal = ["(the products, at the machine's own GEMM rate)", *(f"{row['ratio']:.1%}" for row in latest[0])]
-    seconds = ["seconds, profiled", *(f"{total:.3g}" for total in totals)]
-    header = ["stage of an evolution", *(f"{row['graph']} graph" for row in latest[0])]
-    return markdown(header, [*body, ideal, seconds])
-
-
-def training_step() -> str:
-    """The latest benchmark of training steps: masked beside dense ones, and what the methods add to 100 of them."""
-    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "training_step"]
-    if not lines:
-        return ""
-    line = lines[-1]
-    batches, held = line["configuration"]["batches"], line["bytes_per_weight"]
-    steps = [
-        [f"{name}, batch {batches[name.split(',')[0]]}", f"{row['dense_seconds']:.3f}"]
-        + [_quartiles(row[key]) if key in row else "" for key in ("chtconv", "rigl-torch")]
-        for name, row in line["steps"].items()
-    ]
-    each = [[held[key][when] for key in held] for when in ("between_evolutions", "before_an_evolution")]
-    for name, values in zip(("extra bytes a weight", "the same, before an evolution of RigL"), each, strict=True):
-        steps.append([name, "", *(f"{value:.0f}" for value in values), *[""] * (2 - len(values))])
-    narrow = line["configuration"]["evolutions"]["narrow_width"]
-    evolutions = [
-        [METHOD_NAMES.get(name, name)]
-        + [_quartiles(row[key]) if key in row else "" for key in ("evolution", "last_step")]
-        + [_quartiles(row[key], ".2f", 100) for key in ("overhead", "by_evolution", "narrow_overhead")]
-        + [f"{100 * row['narrow_real']:.2f}"]
-        for name, row in line["evolutions"].items()
-    ]
-    header = ["method", "evolution / dense step", "step before it / masked step", "added, %", "by evolution, %"]
-    return "\n\n".join([
-        markdown(["masked step / dense step", "dense, seconds", "chtconv", "rigl-torch"], steps),
-        markdown([*header, f"width {narrow:g}: composed, %", "measured, %"], evolutions),
-    ])  # fmt: skip
-
-
-def _quartiles(values: dict[str, float], form: str = ".3f", unit: float = 1) -> str:
-    low, median, high = (f"{unit * values[key]:{form}}" for key in ("low", "median", "high"))
-    return f"{median} ({low} to {high})"
-
-
-def distributed() -> str:
-    """The latest benchmark of several ranks: an evolution that is shared out among them, and one that is not."""
-    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "distributed"]
-    if not lines:
-        return ""
-    rows = []
-    for name, row in lines[-1]["rows"].items():
-        method, _, width = name.partition(", ")
-        ratio = (
-            f"{row['sharing']['ratio']:.2f} ({row['sharing']['ratio_low']:.2f} to {row['sharing']['ratio_high']:.2f})"
-        )
-        times = [f"{row[way]:.3f}" for way in ("by itself", "checked", "shared")]
-        rows.append([f"{METHOD_NAMES[method]}, {width}", *times, "" if method == "rigl" else ratio])
-    return markdown(["seconds of an evolution", "alone", "checked", "shared", "shared / checked"], rows)
-
-
-def checkpoint() -> str:
-    """The latest sizes of checkpoints: the sparse file as a part of that of torch.save."""
-    lines = [line for line in read("benchmarks.jsonl") if line["benchmark"] == "checkpoint"]
-    if not lines:
-        return ""
-    rows = [
-        [f"{float(sparsity):.0%}", *(f"{each['save_sparse'] / each['torch.save']:.1%}" for each in row.values())]
-        for sparsity, row in lines[-1]["rows"].items()
-    ]
-    return markdown(["sparsity", *(f"VGG16, {name}" for name in next(iter(lines[-1]["rows"].values())))], rows)
-
-
-# Columns of the parts of benchmarks/sparse_compute.py: header -> field of a row.
-SPARSE_COLUMNS = {
-    "training": {
-        "training step": "name", "sparse layers": "sparse_layers", "seconds": "seconds", "of dense": "of_dense",
-        "of dense that keeps memory": "of_keeping", "goal": "goal", "second goal": "then",
-    },
-    "inference": {
-        "inference": "name", "sparse layers": "sparse_layers", "seconds": "seconds", "of dense": "of_dense",
-        "of dense, folded": "of_folded", "goal": "goal", "second goal": "then",
-    },
-    "resnet": {
-        "training step of ResNet-18": "name", "sparse layers": "sparse_layers", "seconds": "seconds",
-        "of dense": "of_dense", "of dense that keeps memory": "of_keeping",
-    },
-    "memory": {"peak of a training step": "name", "MB": "megabytes", "of dense": "of_dense"},
-    "baselines": {
-        "training step": "name", "sparse layers": "sparse_layers", "seconds": "seconds", "of dense": "of_dense",
-        "of dense that keeps memory": "of_keeping",
-    },
-    "masks": {
-        "links": "name", "empty slices": "empty_slices", "convolutions, seconds": "convolutions_seconds",
-        "of dense ones": "convolutions", "of random ones": "of_random", "step, seconds": "seconds",
-        "of a dense step": "of_dense",
-    },
-}  # fmt: skip
-PASSES = ("forward", "input gradient", "weight gradient")
-
-
-def sparse_line(part: str, file: str = "benchmarks.jsonl") -> dict[str, Any]:
-    """The latest line of a part of the benchmark of sparse convolutions; empty where there is none."""
-    lines = [line for line in read(file) if line["benchmark"] == "sparse_compute"]
-    return next((line for line in reversed(lines) if line["configuration"]["part"] == part), {})
-
-
-def sparse_table(part: str, file: str = "benchmarks.jsonl") -> str:
-    line, columns = sparse_line(part, file), SPARSE_COLUMNS[part]
-    rows = [[_value(row.get(field)) for field in columns.values()] for row in line.get("rows", [])]
-    return markdown(list(columns), rows) if rows else ""
-
-
-def _value(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, dict):
-        return _quartiles(value)
-    return f"{value:.0f}" if value >= 10 else f"{value:.3g}"
-
-
-def sparse_layers() -> str:
-    """Times of the passes of each layer as parts of the dense ones, by sparsity; dense ones in milliseconds."""
-    rows = {(row["layer"], row["pass"], row["sparsity"]): row for row in sparse_line("layers").get("rows", [])[:-1]}
-    if not rows:
-        return ""
-    sparsities = sorted({sparsity for _, _, sparsity in rows} - {0.0})
-    body = []
-    for layer in dict.fromkeys(layer for layer, _, _ in rows):
-        for each in PASSES:
-            dense = rows.get((layer, each, 0.0))
-            if dense:
-                found = [rows[layer, each, sparsity] for sparsity in sparsities]
-                spent = [f"{1000 * row['seconds']:.2f}" for row in (dense, *found)]
-                body.append([f"{layer}, {each}", *spent, *(_quartiles(row["ratio"], ".2f") for row in found)])
-    header = ["convolution, pass", "dense, ms", *(f"{each:.0%}, ms" for each in sparsities)]
-    return markdown([*header, *(f"{each:.0%} / dense" for each in sparsities)], body)
-
-
-def sparse_roofline() -> str:
-    """What the processor can do, and how much of it the passes of the layers use at 90 %."""
-    rows = sparse_line("layers").get("rows", [])
-    if not rows:
-        return ""
-    most = rows[-1]["limits"]
-    threads = sparse_line("layers")["configuration"]["threads"]
-    by_cycle = {
-        f"multiply-adds a cycle of a core, {name}": f"{most[key] / most['hertz'] / threads:.2f}"
-        for name, key in {
-            "numbers in registers": "peak",
-            "one from the first-level cache": "from first-level cache",
-            "one from the second-level cache": "from second-level cache",
-            "one from memory": "from memory",
-        }.items()
-    }
-    limits = {"cycles a second of a core": f"{most['hertz'] / 1e9:.2f}e9"} | by_cycle
-    limits |= {"bytes a second from memory, all cores": f"{most['bytes of memory'] / 1e9:.1f}e9"}
-    points = [row for row in rows if row.get("sparsity") == 0.9 and "intensity" in row]
-    fields = ("intensity", "per_cycle", "of_peak", "of_memory")
-    body = [[f"{row['layer']}, {row['pass']}", *(f"{row[field]:.2f}" for field in fields)] for row in points]
-    header = ["convolution, pass, 90%", "multiply-adds a byte", "multiply-adds a cycle", "of their peak"]
-    return "\n\n".join([
-        markdown(["limit of the processor, measured", ""], [list(each) for each in limits.items()]),
-        markdown([*header, "of the bytes of memory"], body),
-    ])  # fmt: skip
-
-
-def sparse_plot() -> str:
-    """The plot, where it was drawn."""
-    name = "sparse_compute.png"
-    drawn = any(map(sparse_line, ("training", "layers"))) and (ROOT / "results" / name).exists()
-    return f"![Times against sparsity, and the roofline](../results/{name})" if drawn else ""
-
-
-def training() -> str:
-    """Images a second of whole training steps: the latest line of each device, width, precision and optimizer."""
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in read("benchmarks.jsonl"):
-        if line["benchmark"] == "training":
-            key = tuple(line["configuration"].get(name) for name in ("device", "width", "precision", "optimizer"))
-            latest[key] = line
-    if not latest:
-        return ""
-    rows, together, updates = [], [], []
-    for line in latest.values():
-        title = f"width {line['configuration']['width']:g}, {line['configuration']['precision']}"
-        *ways, product = line["rows"]
-        for row in ways:
-            values = [row.get(key) for key in ("sparse_layers", "of_plain", "of_keeping", "of_matrix_rate")]
-            rows.append([f"{title}: {row['name']}", f"{row['images_per_second']:.0f}", *map(_value, values)])
-        rows.append([f"{title}: {product['name']}", f"{product['flops_a_second'] / 1e12:.2f} TFLOP/s", *[""] * 4])
-        for row in line["updates"]:
-            name = f"width {line['configuration']['width']:g}: {row['name']}"
-            updates.append([name, f"{1000 * row['seconds']:.1f}", _value(row.get("of_plain"))])
-        for row in line["at_once"]:
-            rate = f"{row['images_per_second']:.0f}"
-            together.append([f"{title}: {row['name']}", rate, _value(row.get("of_one"))])
-    header = ["training steps", "images a second", "sparse layers", "times the plain loop", "the same, keeping memory"]
-    tables = [markdown([*header, "of the matrix rate"], rows)]
-    if updates:
-        tables.append(markdown(["optimizer step", "ms", "of plain"], updates))
-    if together:
-        tables.append(markdown(["runs", "images a second, together", "times one run"], together))
-    return "\n\n".join(tables)
-
-
-def reach() -> str:
-    """Share of the positions beside links that paths lead to, by the size of the maps: random masks, then trained ones.
-
-    Means over the layers of a size, and over seeds; where a mask was measured more than once, the latest.
-    """
-    latest = {(line["masks"], *sorted(line["configuration"].items())): line for line in read("reach.jsonl")}
-    alike: dict[tuple[str, float, float], list[dict[str, Any]]] = {}
-    for line in latest.values():
-        configuration = line["configuration"]
-        alike.setdefault((line["masks"], configuration["width"], configuration["sparsity"]), []).append(line)
-    columns: list[str] = []
-    body = []
-    for (masks, width, sparsity), lines in sorted(alike.items(), key=lambda row: (row[0][0] != "random", row[0][1:])):
-        shares: dict[str, list[float]] = {}
-        for line in lines:
-            for number, layer in enumerate(line["layers"].values()):
-                column = "{0}x{0}".format(layer["input_size"]) if number else "first layer"
-                shares.setdefault(column, []).extend([layer["reach"]] if layer["reach"] is not None else [])
-        columns = list(shares)
-        means = (f"{sum(values) / len(values):.0%}" if values else "" for values in shares.values())
-        body.append([masks, f"{width:g}", f"{sparsity:.0%}", str(len(lines)), *means])
-    return markdown(["masks", "width", "sparsity", "seeds", *columns], body) if body else ""
-
-
-# The tables by file, and by name.
-TABLES = {
-    "README.md": {
-        "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
-        "evolution": evolution,
-        "link_prediction": link_prediction,
-        "stages": stages,
-        "training_step": training_step,
-    },
-    "docs/evidence.md": {
-        "first": partial(results, "cifar10.jsonl"),
-        "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
-        "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
-        "screening": partial(results, "screening.jsonl"),
-        "superseded": partial(accuracies, "superseded.jsonl"),
-        "reach": reach,
-    },
-    "docs/distributed.md": {"distributed": distributed},
-    "docs/enforcement.md": {"checkpoint": checkpoint},
-    "docs/training-speed.md": {"training": training},
-    "docs/sparse-compute.md": {
-        "sparse_plot": sparse_plot,
-        "sparse_layers": sparse_layers,
-        "sparse_roofline": sparse_roofline,
-        **{f"sparse_{part}": partial(sparse_table, part) for part in SPARSE_COLUMNS},
-        "sparse_training_avx2": partial(sparse_table, "training", "benchmarks-avx2.jsonl"),
-    },
-}
-
-
-def filled(file: str, text: str) -> str:
-    """The text of a file with each of its tables between its markers."""
-    for name, table in TABLES[file].items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text, found = re.subn(pattern, lambda match, t=table: f"{match[1]}{t()}\n{match[2]}", text, flags=re.DOTALL)
-        if found != 1:
-            raise SystemExit(f"{file} has {found} places for the table {name!r}; it needs one.")
-    return text
+def filled(text: str) -> str:
+    """The text of a page with each of its tables between its markers."""
+    pattern = r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{table(match[2])}\n{match[3]}", text, flags=re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail where something would change")
     check = parser.parse_args().check
-    for file in TABLES:
-        before = (ROOT / file).read_text()
-        after = filled(file, before)
+    for page in PAGES:
+        before = page.read_text()
+        after = filled(before)
         if check and before != after:
-            sys.exit(f"{file} differs from results/; run: make tables")
+            sys.exit(f"{page.relative_to(ROOT)} differs from results/; run: make tables")
         if not check:
-            (ROOT / file).write_text(after)
+            page.write_text(after)
 
 
 if __name__ == "__main__":

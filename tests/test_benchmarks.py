@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.util
 import time
 from pathlib import Path
 
@@ -30,45 +29,6 @@ def test_the_stages_of_an_evolution_are_all_there_and_within_its_time(graph, mon
     assert sum(spent.values()) < time.perf_counter() - start
     assert chtconv.topology.evolve is original
     assert topology.evolutions == 1
-
-
-@pytest.fixture
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_table_of_stages_shows_shares(tables, monkeypatch):
-    rows = [
-        {"graph": graph, "ratio": 0.25, "stages": {"removal": a, "top-k": 1.0}} for graph, a in (("A", 3), ("B", 1))
-    ]
-    lines = [{"benchmark": "link_prediction", "rows": rows}, {"benchmark": "link_prediction", "rows": [{"ratio": 1}]}]
-    monkeypatch.setattr(tables, "read", lambda name: lines)
-    table = tables.stages().splitlines()
-    assert table[0] == "| stage of an evolution | A graph | B graph |"
-    assert "| removal | 75.0% | 50.0% |" in table
-    assert "| seconds, profiled | 4 | 2 |" in table
-
-
-def test_the_table_of_reach_averages_layers_and_seeds_and_takes_the_latest(tables, monkeypatch):
-    def line(masks, seed, *reach):
-        layers = {size: {"input_size": size // 10, "reach": x} for size, x in zip((80, 81, 82, 40), reach, strict=True)}
-        return {"masks": masks, "configuration": {"width": 0.25, "sparsity": 0.9, "seed": seed}, "layers": layers}
-
-    lines = [
-        line("SET", 1, 0.9, 0.9, 0.9, 0.9),
-        line("SET", 1, 0.0, 0.2, 0.4, 0.5),
-        line("SET", 2, 0.5, 0.6, 0.8, None),
-    ]
-    monkeypatch.setattr(tables, "read", lambda name: [*lines, line("random", 1, 0.1, 0.1, 0.3, None)])
-    assert tables.reach().splitlines() == [
-        "| masks | width | sparsity | seeds | first layer | 8x8 | 4x4 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| random | 0.25 | 90% | 1 | 10% | 20% |  |",
-        "| SET | 0.25 | 90% | 2 | 25% | 50% | 50% |",
-    ]
 
 
 @pytest.fixture
@@ -145,30 +105,3 @@ def test_rates_are_compared_by_round(training):
     assert "of_plain" not in plain
     assert sparse["of_plain"]["median"] == 1.0
     assert sparse["of_keeping"] == {"low": 0.5, "median": 1.0, "high": 1.0}
-
-
-def test_the_table_of_training_has_the_latest_line_of_each_width_and_precision(tables, monkeypatch):
-    def line(width, precision, rate, device="cpu"):
-        ratio = {"low": 1.0, "median": 1.5, "high": 2.0}
-        rows = [
-            {"name": "plain", "images_per_second": rate, "of_matrix_rate": 0.25},
-            {"name": "dense", "images_per_second": 2 * rate, "of_matrix_rate": 0.5, "of_plain": ratio},
-            {"name": "one matrix product", "flops_a_second": 2e12},
-        ]
-        configuration = {"width": width, "precision": precision, "device": device}
-        at_once = [{"name": "2 at once", "images_per_second": rate, "of_one": ratio}]
-        updates = [{"name": "adam, fused", "seconds": 0.01, "of_plain": ratio}]
-        parts = {"rows": rows, "updates": updates, "at_once": at_once}
-        return {"benchmark": "training", "configuration": configuration} | parts
-
-    lines = [line(1.0, "bf16", 99), line(0.25, "float32", 3), line(1.0, "bf16", 7)]
-    monkeypatch.setattr(tables, "read", lambda name: lines)
-    table = tables.training()
-    assert "| width 0.25, float32: plain | 3 |" in table
-    assert "| width 1, bf16: dense | 14 |  | 1.500 (1.000 to 2.000) |  | 0.5 |" in table
-    assert "| width 1, bf16: 2 at once | 7 | 1.500 (1.000 to 2.000) |" in table
-    assert "| width 0.25: adam, fused | 10.0 | 1.500 (1.000 to 2.000) |" in table
-    assert "2.00 TFLOP/s" in table
-    assert "99" not in table
-    monkeypatch.setattr(tables, "read", lambda name: [])
-    assert tables.training() == ""

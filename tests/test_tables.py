@@ -1,0 +1,127 @@
+"""The tables of the README and the docs: made from the results, and saying what these say."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def experiments(monkeypatch):
+    """The modules of the folder by name."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    return importlib.import_module
+
+
+def test_the_table_of_stages_shows_shares(experiments, monkeypatch):
+    tables = experiments("benchmark_tables")
+    rows = [
+        {"graph": graph, "ratio": 0.25, "stages": {"removal": a, "top-k": 1.0}} for graph, a in (("A", 3), ("B", 1))
+    ]
+    lines = [{"benchmark": "link_prediction", "rows": rows}, {"benchmark": "link_prediction", "rows": [{"ratio": 1}]}]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    table = tables.stages().splitlines()
+    assert table[0] == "| stage of an evolution | A graph | B graph |"
+    assert "| removal | 75.0% | 50.0% |" in table
+    assert "| seconds, profiled | 4 | 2 |" in table
+
+
+def test_the_table_of_reach_averages_layers_and_seeds_and_takes_the_latest(experiments, monkeypatch):
+    tables = experiments("evidence_tables")
+
+    def line(masks, seed, *reach):
+        layers = {size: {"input_size": size // 10, "reach": x} for size, x in zip((80, 81, 82, 40), reach, strict=True)}
+        return {"masks": masks, "configuration": {"width": 0.25, "sparsity": 0.9, "seed": seed}, "layers": layers}
+
+    lines = [
+        line("SET", 1, 0.9, 0.9, 0.9, 0.9),
+        line("SET", 1, 0.0, 0.2, 0.4, 0.5),
+        line("SET", 2, 0.5, 0.6, 0.8, None),
+    ]
+    monkeypatch.setattr(tables, "read", lambda name: [*lines, line("random", 1, 0.1, 0.1, 0.3, None)])
+    assert tables.reach().splitlines() == [
+        "| masks | width | sparsity | seeds | first layer | 8x8 | 4x4 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| random | 0.25 | 90% | 1 | 10% | 20% |  |",
+        "| SET | 0.25 | 90% | 2 | 25% | 50% | 50% |",
+    ]
+
+
+def test_the_table_of_training_has_the_latest_line_of_each_width_and_precision(experiments, monkeypatch):
+    tables = experiments("benchmark_tables")
+
+    def line(width, precision, rate, device="cpu"):
+        ratio = {"low": 1.0, "median": 1.5, "high": 2.0}
+        rows = [
+            {"name": "plain", "images_per_second": rate, "of_matrix_rate": 0.25},
+            {"name": "dense", "images_per_second": 2 * rate, "of_matrix_rate": 0.5, "of_plain": ratio},
+            {"name": "one matrix product", "flops_a_second": 2e12},
+        ]
+        configuration = {"width": width, "precision": precision, "device": device}
+        at_once = [{"name": "2 at once", "images_per_second": rate, "of_one": ratio}]
+        updates = [{"name": "adam, fused", "seconds": 0.01, "of_plain": ratio}]
+        parts = {"rows": rows, "updates": updates, "at_once": at_once}
+        return {"benchmark": "training", "configuration": configuration} | parts
+
+    lines = [line(1.0, "bf16", 99), line(0.25, "float32", 3), line(1.0, "bf16", 7)]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    table = tables.training()
+    assert "| width 0.25, float32: plain | 3 |" in table
+    assert "| width 1, bf16: dense | 14 |  | 1.500 (1.000 to 2.000) |  | 0.5 |" in table
+    assert "| width 1, bf16: 2 at once | 7 | 1.500 (1.000 to 2.000) |" in table
+    assert "| width 0.25: adam, fused | 10.0 | 1.500 (1.000 to 2.000) |" in table
+    assert "2.00 TFLOP/s" in table
+    assert "99" not in table
+    monkeypatch.setattr(tables, "read", lambda name: [])
+    assert tables.training() == ""
+
+
+def test_the_table_of_the_confirmation_is_the_frozen_test(experiments):
+    """Paired t-tests by scipy, the p values adjusted by hand."""
+    accuracies = {}
+    for text in (ROOT / "results" / "confirmation.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        key = line["config"]["method"], line["config"]["sparsity"]
+        accuracies.setdefault(key, {})[line["seed"]] = 100 * line["test_accuracy"]
+    sparsities = sorted({sparsity for _, sparsity in accuracies})
+    assert len(sparsities) == 2
+    names = {"set": "SET", "rigl": "RigL", "occupancy": "slice occupancy"}
+    differences, p_values = {}, {}
+    for sparsity in sparsities:
+        mine = accuracies["chts", sparsity]
+        for method in names:
+            theirs = accuracies[method, sparsity]
+            seeds = sorted(mine.keys() & theirs.keys())
+            found = stats.ttest_rel([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+            interval = found.confidence_interval(0.95)
+            mean = sum(mine[seed] - theirs[seed] for seed in seeds) / len(seeds)
+            differences[method, sparsity] = f"{mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+            p_values[method, sparsity] = found.pvalue
+    adjusted, highest = {}, 0.0
+    for place, key in enumerate(sorted(p_values, key=p_values.get)):
+        highest = adjusted[key] = max(highest, min(1.0, (len(p_values) - place) * p_values[key]))
+    rows = [line.strip("| ").split(" | ") for line in experiments("evidence_tables").confirmation().splitlines()]
+    table = {name: cells for name, *cells in rows}
+    for method, name in names.items():
+        for sparsity, cell in zip(sparsities, table[f"CHTs minus {name}"], strict=True):
+            p = adjusted[method, sparsity]
+            shown = "p < 0.001" if p < 0.0005 else f"p = {p:.3f}"
+            assert cell == f"{differences[method, sparsity]}, {shown}"
+    for method, name in (names | {"chts": "CHTs"}).items():
+        for sparsity, cell in zip(sparsities, table[name], strict=True):
+            values = list(accuracies[method, sparsity].values())
+            assert cell == f"{sum(values) / len(values):.2f} ± {stats.sem(values):.2f}"
+
+
+def test_every_table_has_a_place_and_every_place_a_table(experiments):
+    tables = experiments("tables")
+    places = [name for page in tables.PAGES for name in re.findall(r"<!-- table: (.*?) -->", page.read_text())]
+    assert set(places) == set(tables.TABLES)
+    assert sum(page.read_text().count("<!-- end -->") for page in tables.PAGES) == len(places)
+    with pytest.raises(SystemExit, match="there is no table 'nothing'"):
+        tables.filled("<!-- table: nothing -->\n<!-- end -->")
