@@ -6,13 +6,17 @@ from typing import Any
 
 from layout import ROOT, markdown, read
 
-from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.rendering import markdown as comparison_tables
 from chtconv.comparison.rendering import markdown_sheet
 from chtconv.comparison.result import read_lines
+from chtconv.comparison.rows import rows
 from chtconv.comparison.sheets import accuracy, percent, points, results_sheet
-from chtconv.comparison.statistics import holm
+from chtconv.comparison.statistics import holm, paired
 from chtconv.comparison.table import tables
+
+_CHTS = "CHTs, allocation layer, all windows, kernel shares links"
+# Of the names of variants, what the text around a table says.
+_COMMON = ("allocation layer", "all windows", "kernel shares links")
 
 
 def results(name: str, sparsity: float | None = None) -> str:
@@ -26,22 +30,31 @@ def results(name: str, sparsity: float | None = None) -> str:
     return comparison_tables(tables(line for line in lines if sparsity in (None, line["config"]["sparsity"])))
 
 
-def confirmation(name: str = "confirmation.jsonl") -> str:
-    """The test that was frozen: accuracies, then CHTs minus the others, p adjusted (Holm) for all of these together."""
-    found = tables(read_lines(ROOT / "results" / name))
-    rows = [row for table in found for row in table.rows]
-    method_of = {row.variant: row.method for row in rows}
-    tests = [each for table in found for each in table.comparisons if method_of[each.variant] == "chts"]
-    adjusted = holm([each.paired.p for each in tests])
-    cells = {(METHOD_NAMES[row.method], row.sparsity): accuracy(row.accuracy) for row in rows}
-    for each, p in zip(tests, adjusted, strict=True):
+def frozen_test(mine: str, *names: str) -> str:
+    """A test that was frozen before its runs: accuracies, and paired differences of one variant to all others.
+
+    Args:
+        mine: the variant; p values are adjusted (Holm) for all of its differences together, at all sparsities.
+        names: of the files in results/ that its runs and those of the others are in.
+    """
+    found = rows(line for name in names for line in read_lines(ROOT / "results" / name))
+    own = {row.sparsity: row for row in found if row.variant == mine}
+    cells = {(_short(row.variant), row.sparsity): accuracy(row.accuracy) for row in found}
+    others = [row for row in found if row.variant != mine and row.sparsity in own]
+    tests = [paired(own[row.sparsity].accuracies, row.accuracies) for row in others]
+    for row, each, p in zip(others, tests, holm([each.p for each in tests]), strict=True):
         probability = "" if p is None else ", p < 0.001" if p < 0.0005 else f", p = {p:.3f}"
-        title = f"CHTs minus {METHOD_NAMES[method_of[each.baseline]]}"
-        cells[title, each.sparsity] = points(each.paired.difference, each.paired.interval) + probability
-    sparsities = sorted({row.sparsity for row in rows})
+        title = f"{_short(mine)} minus {_short(row.variant)}"
+        cells[title, row.sparsity] = points(each.difference, each.interval) + probability
+    sparsities = sorted({row.sparsity for row in found})
     titles = dict.fromkeys(title for title, _ in cells)
     body = [[title, *(cells.get((title, sparsity), "") for sparsity in sparsities)] for title in titles]
-    return markdown(["", *(f"{percent(sparsity)} sparsity" for sparsity in sparsities)], body) if body else ""
+    return markdown(["", *(f"{percent(sparsity)} sparsity" for sparsity in sparsities)], body) if own else ""
+
+
+def _short(variant: str) -> str:
+    """A variant without what the forms of a confirmation have in common."""
+    return ", ".join(part for part in variant.split(", ") if part not in _COMMON)
 
 
 def accuracies(name: str) -> str:
@@ -75,7 +88,7 @@ def reach() -> str:
 
 # By name.
 TABLES: dict[str, Callable[[], str]] = {
-    "confirmation": confirmation,
+    "confirmation": partial(frozen_test, _CHTS, "confirmation.jsonl"),
     "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
     "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
     "screening": partial(results, "screening.jsonl"),

@@ -105,7 +105,9 @@ def test_the_table_of_the_confirmation_is_the_frozen_test(experiments):
     adjusted, highest = {}, 0.0
     for place, key in enumerate(sorted(p_values, key=p_values.get)):
         highest = adjusted[key] = max(highest, min(1.0, (len(p_values) - place) * p_values[key]))
-    rows = [line.strip("| ").split(" | ") for line in experiments("evidence_tables").confirmation().splitlines()]
+    rows = [
+        line.strip("| ").split(" | ") for line in experiments("evidence_tables").TABLES["confirmation"]().splitlines()
+    ]
     table = {name: cells for name, *cells in rows}
     for method, name in names.items():
         for sparsity, cell in zip(sparsities, table[f"CHTs minus {name}"], strict=True):
