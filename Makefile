@@ -55,6 +55,7 @@ bench: $(VENV)/.installed  ## every benchmark, beside its baselines: three quart
 evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: days on 2 cores, resumable; see docs/evidence.md
 	$(BIN)/chtconv compare experiments/screening.toml --jobs 2 --out runs/screening --results results/screening.jsonl
 	$(BIN)/chtconv compare experiments/confirmation.toml --jobs 2 --out runs/confirmation --results results/confirmation.jsonl
+	$(BIN)/chtconv compare experiments/confirmation-smoothing.toml --jobs 2 --out runs/confirmation-smoothing --results results/confirmation-smoothing.jsonl
 
 tables: $(VENV)/.installed  ## the tables of the README and the docs, from results/
 	$(BIN)/python experiments/tables.py

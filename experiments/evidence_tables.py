@@ -15,6 +15,7 @@ from chtconv.comparison.statistics import holm, paired
 from chtconv.comparison.table import tables
 
 _CHTS = "CHTs, allocation layer, all windows, kernel shares links"
+_SMOOTHED = "CHTs, allocation layer, all windows, smoothing 0.5"
 # Of the names of variants, what the text around a table says.
 _COMMON = ("allocation layer", "all windows", "kernel shares links")
 
@@ -26,18 +27,23 @@ def results(name: str, sparsity: float | None = None) -> str:
         name: of the file in results/.
         sparsity: only the runs at this one, whose comparisons are then a family of their own; None for all.
     """
+    return comparison_tables(tables(_lines(name, sparsity)))
+
+
+def _lines(name: str, sparsity: float | None) -> list[dict[str, Any]]:
     lines = read_lines(ROOT / "results" / name)
-    return comparison_tables(tables(line for line in lines if sparsity in (None, line["config"]["sparsity"])))
+    return [line for line in lines if sparsity in (None, line["config"]["sparsity"])]
 
 
-def frozen_test(mine: str, *names: str) -> str:
+def frozen_test(mine: str, *names: str, sparsity: float | None = None) -> str:
     """A test that was frozen before its runs: accuracies, and paired differences of one variant to all others.
 
     Args:
         mine: the variant; p values are adjusted (Holm) for all of its differences together, at all sparsities.
         names: of the files in results/ that its runs and those of the others are in.
+        sparsity: only the runs at this one; None for all.
     """
-    found = rows(line for name in names for line in read_lines(ROOT / "results" / name))
+    found = rows(line for name in names for line in _lines(name, sparsity))
     own = {row.sparsity: row for row in found if row.variant == mine}
     cells = {(_short(row.variant), row.sparsity): accuracy(row.accuracy) for row in found}
     others = [row for row in found if row.variant != mine and row.sparsity in own]
@@ -89,6 +95,9 @@ def reach() -> str:
 # By name.
 TABLES: dict[str, Callable[[], str]] = {
     "confirmation": partial(frozen_test, _CHTS, "confirmation.jsonl"),
+    "confirmation_smoothing": partial(
+        frozen_test, _SMOOTHED, "confirmation.jsonl", "confirmation-smoothing.jsonl", sparsity=0.95
+    ),
     "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
     "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
     "screening": partial(results, "screening.jsonl"),
