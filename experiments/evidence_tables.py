@@ -10,7 +10,7 @@ from chtconv.comparison.rendering import markdown as comparison_tables
 from chtconv.comparison.rendering import markdown_sheet
 from chtconv.comparison.result import read_lines
 from chtconv.comparison.rows import rows
-from chtconv.comparison.sheets import accuracy, percent, points, results_sheet
+from chtconv.comparison.sheets import accuracy, percent, points, probability, results_sheet
 from chtconv.comparison.statistics import holm, paired
 from chtconv.comparison.table import tables
 
@@ -27,35 +27,30 @@ def results(name: str, sparsity: float | None = None) -> str:
         name: of the file in results/.
         sparsity: only the runs at this one, whose comparisons are then a family of their own; None for all.
     """
-    return comparison_tables(tables(_lines(name, sparsity)))
-
-
-def _lines(name: str, sparsity: float | None) -> list[dict[str, Any]]:
     lines = read_lines(ROOT / "results" / name)
-    return [line for line in lines if sparsity in (None, line["config"]["sparsity"])]
+    return comparison_tables(tables(line for line in lines if sparsity in (None, line["config"]["sparsity"])))
 
 
-def frozen_test(mine: str, *names: str, sparsity: float | None = None) -> str:
+def frozen_test(mine: str, *names: str) -> str:
     """A test that was frozen before its runs: accuracies, and paired differences of one variant to all others.
 
     Args:
         mine: the variant; p values are adjusted (Holm) for all of its differences together, at all sparsities.
         names: of the files in results/ that its runs and those of the others are in.
-        sparsity: only the runs at this one; None for all.
     """
-    found = rows(line for name in names for line in _lines(name, sparsity))
+    found = rows(line for name in names for line in read_lines(ROOT / "results" / name))
     own = {row.sparsity: row for row in found if row.variant == mine}
-    cells = {(_short(row.variant), row.sparsity): accuracy(row.accuracy) for row in found}
-    others = [row for row in found if row.variant != mine and row.sparsity in own]
+    beside = [row for row in found if row.sparsity in own]
+    others = [row for row in beside if row.variant != mine]
     tests = [paired(own[row.sparsity].accuracies, row.accuracies) for row in others]
+    cells = {(_short(row.variant), row.sparsity): accuracy(row.accuracy) for row in beside}
     for row, each, p in zip(others, tests, holm([each.p for each in tests]), strict=True):
-        probability = "" if p is None else ", p < 0.001" if p < 0.0005 else f", p = {p:.3f}"
+        difference = points(each.difference, each.interval)
         title = f"{_short(mine)} minus {_short(row.variant)}"
-        cells[title, row.sparsity] = points(each.difference, each.interval) + probability
-    sparsities = sorted({row.sparsity for row in found})
+        cells[title, row.sparsity] = difference if p is None else f"{difference} (p {probability(p)})"
     titles = dict.fromkeys(title for title, _ in cells)
-    body = [[title, *(cells.get((title, sparsity), "") for sparsity in sparsities)] for title in titles]
-    return markdown(["", *(f"{percent(sparsity)} sparsity" for sparsity in sparsities)], body) if own else ""
+    body = [[title, *(cells.get((title, sparsity), "") for sparsity in sorted(own))] for title in titles]
+    return markdown(["", *(f"{percent(sparsity)} sparsity" for sparsity in sorted(own))], body) if own else ""
 
 
 def _short(variant: str) -> str:
@@ -95,9 +90,7 @@ def reach() -> str:
 # By name.
 TABLES: dict[str, Callable[[], str]] = {
     "confirmation": partial(frozen_test, _CHTS, "confirmation.jsonl"),
-    "confirmation_smoothing": partial(
-        frozen_test, _SMOOTHED, "confirmation.jsonl", "confirmation-smoothing.jsonl", sparsity=0.95
-    ),
+    "confirmation_smoothing": partial(frozen_test, _SMOOTHED, "confirmation.jsonl", "confirmation-smoothing.jsonl"),
     "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
     "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
     "screening": partial(results, "screening.jsonl"),

@@ -81,43 +81,52 @@ def test_the_table_of_training_has_the_latest_line_of_each_width_and_precision(e
     assert tables.training() == ""
 
 
-def test_the_table_of_the_confirmation_is_the_frozen_test(experiments):
+# What the tables call the methods of each file of results.
+NAMES = {
+    "confirmation": {"set": "SET", "rigl": "RigL", "chts": "CHTs", "occupancy": "slice occupancy"},
+    "confirmation-smoothing": {"chts": "CHTs, smoothing 0.5"},
+}
+
+
+@pytest.mark.parametrize("files", [["confirmation"], ["confirmation", "confirmation-smoothing"]])
+def test_the_tables_of_frozen_tests_are_paired_tests(experiments, files):
     """Paired t-tests by scipy, the p values adjusted by hand."""
     accuracies = {}
-    for text in (ROOT / "results" / "confirmation.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        key = line["config"]["method"], line["config"]["sparsity"]
-        accuracies.setdefault(key, {})[line["seed"]] = 100 * line["test_accuracy"]
-    sparsities = sorted({sparsity for _, sparsity in accuracies})
-    assert len(sparsities) == 2
-    names = {"set": "SET", "rigl": "RigL", "occupancy": "slice occupancy"}
+    for file in files:
+        for text in (ROOT / "results" / f"{file}.jsonl").read_text().splitlines():
+            line = json.loads(text)
+            key = NAMES[file][line["config"]["method"]], line["config"]["sparsity"]
+            accuracies.setdefault(key, {})[line["seed"]] = 100 * line["test_accuracy"]
+    mine = NAMES[files[-1]]["chts"]
+    others = {name for name, _ in accuracies} - {mine}
+    sparsities = sorted(sparsity for name, sparsity in accuracies if name == mine)
     differences, p_values = {}, {}
     for sparsity in sparsities:
-        mine = accuracies["chts", sparsity]
-        for method in names:
-            theirs = accuracies[method, sparsity]
-            seeds = sorted(mine.keys() & theirs.keys())
-            found = stats.ttest_rel([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        ours = accuracies[mine, sparsity]
+        for name in others:
+            theirs = accuracies[name, sparsity]
+            seeds = sorted(ours.keys() & theirs.keys())
+            found = stats.ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
             interval = found.confidence_interval(0.95)
-            mean = sum(mine[seed] - theirs[seed] for seed in seeds) / len(seeds)
-            differences[method, sparsity] = f"{mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
-            p_values[method, sparsity] = found.pvalue
+            mean = sum(ours[seed] - theirs[seed] for seed in seeds) / len(seeds)
+            differences[name, sparsity] = f"{mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+            p_values[name, sparsity] = found.pvalue
     adjusted, highest = {}, 0.0
     for place, key in enumerate(sorted(p_values, key=p_values.get)):
         highest = adjusted[key] = max(highest, min(1.0, (len(p_values) - place) * p_values[key]))
-    rows = [
-        line.strip("| ").split(" | ") for line in experiments("evidence_tables").TABLES["confirmation"]().splitlines()
-    ]
-    table = {name: cells for name, *cells in rows}
-    for method, name in names.items():
-        for sparsity, cell in zip(sparsities, table[f"CHTs minus {name}"], strict=True):
-            p = adjusted[method, sparsity]
-            shown = "p < 0.001" if p < 0.0005 else f"p = {p:.3f}"
-            assert cell == f"{differences[method, sparsity]}, {shown}"
-    for method, name in (names | {"chts": "CHTs"}).items():
-        for sparsity, cell in zip(sparsities, table[name], strict=True):
-            values = list(accuracies[method, sparsity].values())
-            assert cell == f"{sum(values) / len(values):.2f} ± {stats.sem(values):.2f}"
+    made = experiments("evidence_tables").TABLES[files[-1].replace("-", "_")]()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in made.splitlines())
+    assert header == ["", *(f"{sparsity:.0%} sparsity" for sparsity in sparsities)]
+    cells = {title: dict(zip(sparsities, values, strict=True)) for title, *values in rows}
+    assert cells.keys() == {mine, *others, *(f"{mine} minus {name}" for name in others)}
+    for (name, sparsity), difference in differences.items():
+        p = adjusted[name, sparsity]
+        shown = "<0.001" if p < 0.0005 else f"{p:.3f}"
+        assert cells[f"{mine} minus {name}"][sparsity] == f"{difference} (p {shown})"
+    for name in (mine, *others):
+        for sparsity in sparsities:
+            values = list(accuracies[name, sparsity].values())
+            assert cells[name][sparsity] == f"{sum(values) / len(values):.2f} ± {stats.sem(values):.2f}"
 
 
 def test_every_table_has_a_place_and_every_place_a_table(experiments):

@@ -131,6 +131,15 @@ def points(difference: float | None, interval: Interval | None) -> str:
     return _signed(difference) + (f" [{_signed(interval.low)}, {_signed(interval.high)}]" if interval else "")
 
 
+def probability(p: float | None) -> str:
+    """A p value.
+
+    >>> probability(0.0417), probability(0.0004), probability(None)
+    ('0.042', '<0.001', '')
+    """
+    return "<0.001" if p is not None and p < 0.0005 else _number(p, ".3f")
+
+
 def percent(share: float | None, form: str = ".4g") -> str:
     """A share as a percentage.
 
@@ -164,10 +173,6 @@ def _number(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else f"{value:{form}}"
 
 
-def _p(value: float | None) -> str:
-    return "<0.001" if value is not None and value < 0.0005 else _number(value, ".3f")
-
-
 _COLUMNS: Final[dict[str, Callable[[Row], str]]] = {
     "sparsity": lambda row: percent(row.sparsity),
     "variant": lambda row: row.variant,
@@ -188,8 +193,8 @@ _COMPARED: Final[dict[str, Callable[[Comparison], str]]] = {
     "variant": lambda each: each.variant,
     "minus": lambda each: each.baseline,
     "difference": lambda each: points(each.paired.difference, each.paired.interval),
-    "p": lambda each: _p(each.paired.p),
-    "Holm p": lambda each: _p(each.holm),
+    "p": lambda each: probability(each.paired.p),
+    "Holm p": lambda each: probability(each.holm),
     "pairs": lambda each: str(each.paired.n),
     "r": lambda each: _number(each.paired.correlation),
     "unpaired": lambda each: _number(each.paired.unpaired_half_width),
