@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR := runs/digits
 CSRC := src/chtconv/sparse_compute/csrc
-KERNEL_TESTS := tests/test_sparse_convolution.py tests/test_blocked.py tests/test_native_library.py
+KERNEL_TESTS := $(addprefix tests/sparse_compute/test_,sparse_convolution.py blocked.py native_library.py)
 SANITIZED := build/sanitized
 
 .PHONY: help run test sanitize check format bench evidence tables clean
@@ -34,10 +34,11 @@ sanitize: $(VENV)/.installed  ## the tests of the compiled kernels, with gcc's c
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		CHTCONV_LIBRARY=$(SANITIZED)/chtconv/sparse_compute/_native.so $(BIN)/python -m pytest $(KERNEL_TESTS)
 
-check: $(VENV)/.installed  ## lint, format and types
+check: $(VENV)/.installed  ## lint, format, types and which package may use which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.installed  ## mend what lint and format can mend by themselves
 	$(BIN)/ruff check --fix .

@@ -24,7 +24,7 @@ from stages import seconds_by_stage
 from torch import Tensor, nn
 
 import chtconv
-from chtconv.geometry import Geometry
+from chtconv.layers.geometry import Geometry
 from chtconv.models import build_model
 from chtconv.scores.cases import constants
 from chtconv.scores.explicit import receptive_fields

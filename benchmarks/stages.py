@@ -19,14 +19,14 @@ PRODUCTS, TOP_K, MEANS = "link prediction: products", "top-k", "link prediction:
 OPERATIONS = {"aten::mm": PRODUCTS, "aten::bmm": PRODUCTS, "aten::baddbmm_": PRODUCTS, "aten::topk": TOP_K}
 # Module, attribute and stage; a function inside another one takes its time out of that one's.
 NAMED = (
-    ("chtconv.topology", "Topology.evolve", "enforcement"),
-    ("chtconv.topology", "evolve", "regrowth: keys and choice"),
-    ("chtconv.evolution", "choose_removed", "removal"),
-    ("chtconv.sparse_layer", "disabled_scores", "link prediction: patterns, look-up and the rest"),
+    ("chtconv.topology.topology", "Topology.evolve", "enforcement"),
+    ("chtconv.topology.topology", "evolve", "regrowth: keys and choice"),
+    ("chtconv.topology.evolution", "choose_removed", "removal"),
+    ("chtconv.enforcement.sparse_layer", "disabled_scores", "link prediction: patterns, look-up and the rest"),
     ("chtconv.scores.kernel_graph", "mean_weights", MEANS),
     ("chtconv.scores.layer_graph", "mean_weights", MEANS),
-    ("chtconv.evolution", "tied_scores", "record"),
-    ("chtconv.record", "Record.add", "record"),
+    ("chtconv.topology.evolution", "tied_scores", "record"),
+    ("chtconv.topology.record", "Record.add", "record"),
 )
 STAGES = (
     "removal", PRODUCTS, MEANS, "link prediction: patterns, look-up and the rest", "regrowth: keys and choice", TOP_K,

@@ -6,7 +6,7 @@ plain loop is what one would write: images in memory, mirrored and normalised by
 defaults for everything, `item()` in every step. "That keeps memory" is the same with glibc told to keep memory, which
 `chtconv train` does by itself. Every way runs in a process of its own; they are timed in turns (A B C ... C B A) and
 reported as the ratio of a round, median and quartiles. "Of the matrix rate" is the rate of those FLOPs that the kernels
-in use compute (chtconv.flops), as a part of that of one large matrix product, measured in the same rounds.
+in use compute (chtconv.flops.counting), as a part of that of one large matrix product, measured in the same rounds.
 
 Then, on a CPU, the optimizer's step alone: weight by weight (torch's own choice there), `foreach` and fused, with and
 without glibc keeping memory. Then so many runs at once: as processes that share the cores (as `chtconv compare --jobs`

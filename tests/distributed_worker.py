@@ -15,10 +15,10 @@ import torch
 from torch import distributed, nn
 
 import chtconv
-from chtconv import evolution
+from chtconv.enforcement.sharding import whole
 from chtconv.errors import ConfigurationError
 from chtconv.methods import METHODS
-from chtconv.sharding import whole
+from chtconv.topology import evolution
 
 STEPS, INTERVAL, BATCH = 7, 2, 12
 # One of them starts from something else than zero. (Rprop cannot step over shards: torch refuses an assignment.)
@@ -258,7 +258,7 @@ def saved(rank, world, wrap, method):
 
 def resumed(half, method, rank=0, world=1, wrap=lambda model: model):
     """The other half, from a state of any number of ranks."""
-    from chtconv.sharding import local, local_part
+    from chtconv.enforcement.sharding import local, local_part
 
     model = wrap(network())
     optimizer = OPTIMIZERS["sgd"](model.parameters())

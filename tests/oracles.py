@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from chtconv.errors import ConfigurationError
-from chtconv.geometry import Geometry
+from chtconv.layers.geometry import Geometry
 
 
 def communities(linked: Tensor) -> Iterator[tuple[int, int, list, dict]]:

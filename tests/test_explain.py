@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from chtconv import ConfigurationError, link_scores, regrowth, sparsify
+from chtconv import ConfigurationError, link_scores, sparsify
 from chtconv.cli import main
 from chtconv.explain import ScoreStatistics, explain, score_statistics
 from chtconv.explain.distribution import effective_candidates, spread
@@ -27,6 +27,7 @@ from chtconv.explain.report import report, sentences
 from chtconv.explain.sources import layers_of_run
 from chtconv.explain.ties import chance_of_choice, expected_overlap, links_to_regrow, ties
 from chtconv.explain.variance import r_squared
+from chtconv.methods import regrowth
 from chtconv.selection import Count, take_largest
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,7 @@ from chtconv.flops import count_flops
 from chtconv.methods import METHODS, Method, method
 from chtconv.scores import link_scores
 from chtconv.sparse_compute import accelerate, compile_sparse, load_compiled
-from chtconv.sparsification import sparsify
-from chtconv.topology import Topology
+from chtconv.topology import Topology, sparsify
 
 __version__ = "0.1.0"
 

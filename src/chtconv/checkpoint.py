@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from chtconv.enforcement import bits_of, is_zero_off_mask
+from chtconv.enforcement.bits import bits_of, is_zero_off_mask
 from chtconv.errors import ConfigurationError
+from chtconv.files import write_atomically
 from chtconv.topology import Topology
-from chtconv.training.files import write_atomically
 
 _FORMAT: Final = "chtconv-sparse-1"
 # What a tensor in the file is: a whole tensor, the active values of one, or its mask as bits.

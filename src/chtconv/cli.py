@@ -12,8 +12,9 @@ import torch
 from chtconv.comparison import command as compare
 from chtconv.errors import ConfigurationError
 from chtconv.explain import command as explain
+from chtconv.files import StorageError
 from chtconv.report import command as report
-from chtconv.training import StorageError, TrainingDiverged
+from chtconv.training import TrainingDiverged
 from chtconv.training import command as train
 from chtconv.training.environment import package_version
 from chtconv.training.options import option

@@ -19,7 +19,7 @@ class Evolving(Protocol):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Rows of all evolutions, see :mod:`chtconv.record`."""
+        """Rows of all evolutions, see :mod:`chtconv.topology.record`."""
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the whole, and of each layer under ``"layers"``."""

@@ -17,9 +17,9 @@ from chtconv.comparison.command import seconds
 from chtconv.comparison.folder import ComparisonFolder
 from chtconv.comparison.grid import grid_from
 from chtconv.errors import ConfigurationError
+from chtconv.files import locked
 from chtconv.training import train
 from chtconv.training.config import SETTINGS
-from chtconv.training.files import locked
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--width", "0.0625", "--head", "16", "--batch-size", "256", "--threads", "1", "--backend", "dense"]

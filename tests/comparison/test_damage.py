@@ -22,7 +22,7 @@ from chtconv.comparison.results_file import _alone, add_lines
 from chtconv.comparison.runner import GIVEN_BACK, View
 from chtconv.comparison.study import Study
 from chtconv.errors import ConfigurationError
-from chtconv.training.files import StorageError
+from chtconv.files import StorageError
 
 GRID = grid_from({"methods": ["set"], "seeds": [0, 1, 2], "epochs": 1})
 NAMES = [cell.name for cell in GRID.cells()]

@@ -16,7 +16,7 @@ from comparison_cells import CHILD, TINY, epochs_kept, is_alive, until
 from chtconv.comparison import process, session, worker
 from chtconv.comparison.outcome import Outcome, Task
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP, run_cell
-from chtconv.training.files import locked
+from chtconv.files import locked
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc here to look at processes in")
 

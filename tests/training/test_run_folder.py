@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from chtconv.errors import ConfigurationError
-from chtconv.training import Config, StorageError, TrainingDiverged, train
-from chtconv.training.files import LOCK, locked, write_atomically
+from chtconv.files import LOCK, StorageError, locked, write_atomically
+from chtconv.training import Config, TrainingDiverged, train
 from chtconv.training.progress import Progress
 from chtconv.training.run_folder import RunFolder, default_out
 
@@ -215,7 +215,7 @@ def test_a_spoilt_configuration_is_refused(stopped: Path, tiny: Config, text: st
 
 
 HOLD = """
-import sys, pathlib, chtconv.training.files as files
+import sys, pathlib, chtconv.files as files
 with files.locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from chtconv.data.batches import flip_images
+from chtconv.enforcement.stepping import Stepping
 from chtconv.errors import ConfigurationError
 from chtconv.randomness import generator
-from chtconv.stepping import Stepping
 from chtconv.training import Config, loop, train
 from chtconv.training.config import Machine
 from chtconv.training.device import check_machine, reproducible, seed_dropout

@@ -19,8 +19,8 @@ from chtconv.comparison.grid import AXES, Grid
 from chtconv.comparison.result import PLACEMENT, read_lines, result_line, run_key, same_run
 from chtconv.comparison.results_file import add_lines
 from chtconv.errors import ConfigurationError
+from chtconv.files import LOCK, StorageError, locked, write_json
 from chtconv.training import Config
-from chtconv.training.files import LOCK, StorageError, locked, write_json
 from chtconv.training.run_folder import CONFIG, EVOLUTION, METRICS, SUMMARY, RunFolder
 
 COMPARISON: Final = "comparison.json"

@@ -16,7 +16,7 @@ from typing import Any, Final
 from chtconv.comparison.cell import Cell, variant_name, words
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS, method
-from chtconv.regrowth import REGROWTHS, usual_shares
+from chtconv.methods.regrowth import REGROWTHS, usual_shares
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
 from chtconv.training.recipes import recipe
 

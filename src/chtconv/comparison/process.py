@@ -16,7 +16,7 @@ from chtconv.comparison import session
 from chtconv.comparison.folder import FAILURE
 from chtconv.comparison.outcome import Outcome, Task
 from chtconv.errors import ConfigurationError
-from chtconv.training.files import LOCK, StorageError, locked, write_json
+from chtconv.files import LOCK, StorageError, locked, write_json
 
 TIME_IS_UP: Final = Outcome("stopped", "the time is up")
 INTERRUPTED: Final = Outcome("stopped", "interrupted")

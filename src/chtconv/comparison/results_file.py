@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chtconv.comparison.result import read_lines, run_key
-from chtconv.training.files import StorageError, holding, write_jsonl
+from chtconv.files import StorageError, holding, write_jsonl
 
 
 def add_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP
 from chtconv.comparison.result import read_lines, run_key
 from chtconv.comparison.runner import GIVEN_BACK, View, run_cells
 from chtconv.errors import ConfigurationError
-from chtconv.training.files import StorageError
+from chtconv.files import StorageError
 
 _CUT_SHORT: Final = (GIVEN_BACK, INTERRUPTED, TERMINATED)  # stopped, and not by the clock
 

@@ -13,7 +13,8 @@ import torch
 
 from chtconv.comparison.outcome import Outcome, Task
 from chtconv.errors import ConfigurationError
-from chtconv.training import Config, OutOfTime, RunFolder, StorageError, TrainingDiverged, train
+from chtconv.files import StorageError
+from chtconv.training import Config, OutOfTime, RunFolder, TrainingDiverged, train
 
 
 def main() -> int:

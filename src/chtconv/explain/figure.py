@@ -10,7 +10,7 @@ import numpy as np
 from chtconv.errors import ConfigurationError
 from chtconv.explain.statistics import ScoreStatistics
 from chtconv.extras import need
-from chtconv.training.files import write_atomically
+from chtconv.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.explain.layers import MaskedLayer, masked_layers
 from chtconv.initial import links_at, random_mask
-from chtconv.layers import find_layers
+from chtconv.layers.find import find_layers
 from chtconv.models import build_model
 from chtconv.randomness import generator
 from chtconv.training import Config, RunFolder

@@ -12,7 +12,7 @@ from chtconv.explain.means import Means, means
 from chtconv.explain.reach import reach
 from chtconv.explain.ties import Ties, expected_overlap, links_to_regrow, ties
 from chtconv.explain.variance import Explained, explained_variance
-from chtconv.geometry import Geometry, PerAxis
+from chtconv.layers.geometry import Geometry, PerAxis
 from chtconv.scores.api import by_group, link_scores
 
 

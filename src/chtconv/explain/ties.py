@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chtconv.regrowth import ROUNDING_BITS
+from chtconv.methods.regrowth import ROUNDING_BITS
 
 _NOT_ALLOWED = -1
 

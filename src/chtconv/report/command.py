@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from chtconv.errors import ConfigurationError
 from chtconv.extras import need
-from chtconv.training.files import write_atomically
+from chtconv.files import write_atomically
 
 OPTIONS: Final = ("out", "results")
 _SUFFIXES: Final = (".html", ".htm")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from chtconv.comparison.folder import FAILURE
+from chtconv.files import LOCK
 from chtconv.report.run import Row, Run, State, number, table
-from chtconv.training.files import LOCK
 from chtconv.training.run_folder import CHECKPOINT, CONFIG, EVOLUTION, METRICS, SUMMARY, RunFolder
 
 

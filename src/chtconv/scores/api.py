@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from chtconv.errors import ConfigurationError, unknown
-from chtconv.geometry import Geometry, PerAxis
-from chtconv.predictors import PREDICTORS
+from chtconv.layers.geometry import Geometry, PerAxis
 from chtconv.scores.controls import CONTROLS
 from chtconv.scores.kernel_graph import kernel_graph_scores
 from chtconv.scores.layer_graph import layer_graph_scores
 from chtconv.scores.paths import PATH_PREDICTORS, l3p
+from chtconv.scores.predictors import PREDICTORS
 from chtconv.scores.rule import Rule
 
 GRAPHS = ("kernel", "layer")

@@ -17,8 +17,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from chtconv.geometry import Axis, Geometry
-from chtconv.predictors import PREDICTORS, community_weight
+from chtconv.layers.geometry import Axis, Geometry
+from chtconv.scores.predictors import PREDICTORS, community_weight
 from chtconv.scores.rule import Rule
 
 Pairs: TypeAlias = tuple[tuple[int, int], ...]

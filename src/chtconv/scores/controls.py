@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from chtconv.geometry import Geometry
+from chtconv.layers.geometry import Geometry
 
 
 def occupancy(links_GOCK: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from chtconv.geometry import Geometry
-from chtconv.predictors import PREDICTORS, Predictor, community_weight
+from chtconv.layers.geometry import Geometry
 from chtconv.scores.paths import PATH_PREDICTORS, l3p
+from chtconv.scores.predictors import PREDICTORS, Predictor, community_weight
 
 
 def explicit_scores(mask_OCK: Tensor, geometry: Geometry, predictor: str, graph: str = "kernel") -> Tensor:
@@ -22,7 +22,8 @@ def explicit_scores(mask_OCK: Tensor, geometry: Geometry, predictor: str, graph:
     Args:
         mask_OCK: bool, the active positions of each slice; one group.
         geometry: the geometry of the layer, with the size of its input.
-        predictor: a name in :data:`chtconv.predictors.PREDICTORS` or :data:`chtconv.scores.paths.PATH_PREDICTORS`.
+        predictor: a name in :data:`chtconv.scores.predictors.PREDICTORS` or in
+            :data:`chtconv.scores.paths.PATH_PREDICTORS`.
         graph: ``"kernel"`` for a graph of each kernel, ``"layer"`` for one of all kernels.
 
     Returns:

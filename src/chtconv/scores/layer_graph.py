@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from chtconv.geometry import Geometry
+from chtconv.layers.geometry import Geometry
 from chtconv.scores.cases import Cases, constants, input_cases, mean_weights, output_cases
 from chtconv.scores.rule import Rule
 

@@ -1,8 +1,9 @@
 """Path-based predictors L3p: a sum over the paths of length three themselves, instead of over their nodes.
 
 A path ``u - y - z - v`` counts the product of a term of each of its two inner nodes. For CH3-L3p the term is
-``1 / sqrt(1 + e)``, for CH2-L3p ``sqrt(1 + i) / sqrt(1 + e)``, with the degrees of :mod:`chtconv.predictors`. This is
-the predictor of the first CHT; on a bipartite graph it takes a matrix product for each node of one side.
+``1 / sqrt(1 + e)``, for CH2-L3p ``sqrt(1 + i) / sqrt(1 + e)``, with the degrees of
+:mod:`chtconv.scores.predictors`. This is the predictor of the first CHT; on a bipartite graph it takes a matrix product
+for each node of one side.
 
 Shapes: A nodes on one side, B on the other.
 """

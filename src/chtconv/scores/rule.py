@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chtconv.geometry import Geometry
+from chtconv.layers.geometry import Geometry
 
 _GRID = 2.0**30
 
@@ -15,7 +15,7 @@ class Rule(NamedTuple):
 
     Attributes:
         geometry: the geometry of the layer, with the size of its input.
-        predictor: a name in :data:`chtconv.predictors.PREDICTORS`.
+        predictor: a name in :data:`chtconv.scores.predictors.PREDICTORS`.
         dtype: floating point type of the computation.
         exact: round every mean weight to a multiple of 2^-30, so that all later sums are exact in float64 and do
             not depend on their order: the same scores with any number of threads.

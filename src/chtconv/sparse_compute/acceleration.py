@@ -2,19 +2,17 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
+from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.errors import unknown
 from chtconv.sparse_compute.computation import Computation
 from chtconv.sparse_compute.layers import put, refusal, take_back
 from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.tuning import Tuner
-
-if TYPE_CHECKING:
-    from chtconv.sparse_layer import SparseLayer
-    from chtconv.topology import Topology
+from chtconv.topology import Topology
 
 BACKENDS: Final = ("auto", "sparse", "dense")
 M = TypeVar("M", bound=nn.Module)
@@ -36,7 +34,7 @@ class Backend(NamedTuple):
     dense_seconds: float | None = None
 
 
-def accelerate(model: M, topology: "Topology", *, backend: str = "auto") -> M:
+def accelerate(model: M, topology: Topology, *, backend: str = "auto") -> M:
     """Computes the sparse 2-D convolutions of a model with kernels that skip what is off the mask, in place.
 
     The class of these modules is replaced by one of the same name; parameters, hooks and state dict stay. Between two
@@ -81,7 +79,7 @@ class Acceleration:
         tuner: chooses between sparse and dense; None for "sparse".
     """
 
-    def __init__(self, layers: Sequence["SparseLayer"], backend: str) -> None:
+    def __init__(self, layers: Sequence[SparseLayer], backend: str) -> None:
         self.backend = backend
         self.tuner = Tuner() if backend == "auto" else None
         self._evolutions = 0
@@ -140,7 +138,7 @@ class Acceleration:
         return Backend("sparse" if sparse else "dense", "measured", found.sparse, found.dense)
 
 
-def backends(topology: "Topology") -> dict[str, Backend]:
+def backends(topology: Topology) -> dict[str, Backend]:
     """How each sparse layer of a topology is computed, by the name of its weight, and why.
 
     Example:
@@ -151,7 +149,7 @@ def backends(topology: "Topology") -> dict[str, Backend]:
         Backend(kind='dense', reason='not accelerated', sparse_seconds=None, dense_seconds=None)
     """
     acceleration = topology.acceleration
-    if acceleration is None:
+    if not isinstance(acceleration, Acceleration):
         return {name: Backend("dense", "not accelerated") for name in topology.masks}
     found = acceleration.backends()
     return {name: found[name] for name in topology.masks}

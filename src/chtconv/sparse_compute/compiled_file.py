@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from chtconv.errors import ConfigurationError, unknown
+from chtconv.files import write_atomically
 from chtconv.sparse_compute import positions
 from chtconv.sparse_compute.program import INPUT, OPAQUE, WEIGHTED, SparseTensor, Step, check, mapped
-from chtconv.training.files import write_atomically
 
 _FAMILY: Final = "chtconv-compiled-"
 _FORMAT: Final = f"{_FAMILY}1"

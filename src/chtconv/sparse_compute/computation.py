@@ -2,22 +2,20 @@
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from chtconv.enforcement import is_zero_off_mask, matching
+from chtconv.enforcement.bits import is_zero_off_mask, matching
+from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.sparse_compute.blocked import Blocked
 from chtconv.sparse_compute.layout import BLOCKED_FROM
 from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.links import Links
 from chtconv.sparse_compute.measurement import measure
 from chtconv.sparse_compute.tuning import Case, Measurement, Tuner, dense_type, in_steps
-
-if TYPE_CHECKING:
-    from chtconv.sparse_layer import SparseLayer
 
 # Of an accelerated module: whether it is sparse in compiled graphs, which look at this attribute.
 IN_GRAPHS: Final = "_chtconv_in_graphs"
@@ -39,7 +37,7 @@ class Computation:
         number: by which compiled graphs find it.
     """
 
-    def __init__(self, layer: "SparseLayer", tuner: Tuner | None) -> None:
+    def __init__(self, layer: SparseLayer, tuner: Tuner | None) -> None:
         self.name = layer.name
         self.tuner = tuner
         self.obstacle = ""
@@ -111,7 +109,7 @@ class Computation:
             if layer.module.__dict__.get(IN_GRAPHS) is not kept:
                 layer.module.__dict__[IN_GRAPHS] = kept
 
-    def _current(self, layer: "SparseLayer") -> Links | None:
+    def _current(self, layer: SparseLayer) -> Links | None:
         if self._version != layer.version:
             # Once for every mask and after every loading: what was written off the mask counts until it is cut.
             self._version, weight = layer.version, layer.weight
@@ -124,7 +122,7 @@ class Computation:
     def _chosen(
         self,
         tuner: Tuner,
-        layer: "SparseLayer",
+        layer: SparseLayer,
         x: Tensor,
         passes: str,
         training: bool,
@@ -195,7 +193,7 @@ def _obstacle(module: nn.Conv2d, input: Tensor, weight: Tensor) -> str:
     return ""
 
 
-def _density(layer: "SparseLayer") -> int:
+def _density(layer: SparseLayer) -> int:
     return in_steps(max(layer.total_links, 1) / layer.weight.numel())
 
 

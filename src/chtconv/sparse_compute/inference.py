@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from chtconv.enforcement import bits_of, is_zero_off_mask
+from chtconv.enforcement.bits import bits_of, is_zero_off_mask
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.randomness import canonical_names
 from chtconv.sparse_compute import compiled_file

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from chtconv.consecutive import _unwrapped
 from chtconv.errors import ConfigurationError
+from chtconv.layers.consecutive import _unwrapped
 from chtconv.sparse_compute.layers import SparseForward
 from chtconv.sparse_compute.program import (
     CONVOLUTIONS,

@@ -2,9 +2,8 @@
 
 from chtconv.training.config import Config
 from chtconv.training.evaluate import TrainingDiverged
-from chtconv.training.files import StorageError
 from chtconv.training.loop import OutOfTime, train
 from chtconv.training.recipes import RECIPES, recipe
 from chtconv.training.run_folder import RunFolder
 
-__all__ = ["RECIPES", "Config", "OutOfTime", "RunFolder", "StorageError", "TrainingDiverged", "recipe", "train"]
+__all__ = ["RECIPES", "Config", "OutOfTime", "RunFolder", "TrainingDiverged", "recipe", "train"]

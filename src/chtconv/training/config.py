@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from chtconv.distribution import DISTRIBUTIONS
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.initial import ALLOCATIONS
+from chtconv.initial.distribution import DISTRIBUTIONS
 from chtconv.methods import METHODS
+from chtconv.methods.regrowth import REGROWTHS, SHARES
+from chtconv.methods.removal import REMOVALS
+from chtconv.methods.schedule import DECAYS, DENSITIES
 from chtconv.models import MODELS
-from chtconv.regrowth import REGROWTHS, SHARES
-from chtconv.removal import REMOVALS
-from chtconv.schedule import DECAYS, DENSITIES
 from chtconv.scores.api import GRAPHS, SCORES, WINDOWS
 from chtconv.sparse_compute.acceleration import BACKENDS
 from chtconv.training.setting import Setting, choice, nonnegative, positive, share, switch, text, whole

@@ -14,8 +14,7 @@ from chtconv.methods import method
 from chtconv.models import build_model
 from chtconv.onednn import any_overruns
 from chtconv.sparse_compute.acceleration import Acceleration, accelerate
-from chtconv.sparsification import sparsify
-from chtconv.topology import Topology
+from chtconv.topology import Topology, sparsify
 from chtconv.training.config import DENSE, Config
 from chtconv.training.device import check_backend, check_machine, is_fused, resolve
 from chtconv.training.step import Step, cuda_graph
@@ -68,7 +67,8 @@ class Run:
 
     @property
     def _acceleration(self) -> Acceleration | None:
-        return self.topology.acceleration if self.topology else None
+        acceleration = self.topology.acceleration if self.topology else None
+        return acceleration if isinstance(acceleration, Acceleration) else None
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on as if it had never stopped: tensors and plain values."""
@@ -97,7 +97,7 @@ class Run:
         """Floating point operations so far, those of the same network with all links beside them.
 
         ``inference`` is for one image with the links of now, ``training`` for all images of all epochs; see
-        :mod:`chtconv.flops` for what counts.
+        :mod:`chtconv.flops.counting` for what counts.
         """
         # A plain copy of the network: what accelerates this one is no operation that torch could count.
         plain, image = _model(self.config, self.dataset, torch.device("cpu")), self.dataset.train.images[:1]

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from chtconv.errors import ConfigurationError
+from chtconv.files import StorageError, locked, write_atomically, write_json, write_jsonl
 from chtconv.training.config import DENSE, Config
-from chtconv.training.files import StorageError, locked, write_atomically, write_json, write_jsonl
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"

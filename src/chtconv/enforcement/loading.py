@@ -1,0 +1,107 @@
+"""After states were loaded: whether weights, optimizer state and masks belong together."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from chtconv.enforcement import optimizer_state
+from chtconv.enforcement.bits import is_zero_off_mask, matching
+from chtconv.enforcement.sharding import is_sharded, local, local_state
+from chtconv.enforcement.sparse_layer import SparseLayer
+from chtconv.errors import ConfigurationError
+
+# Some entries may have become 0 since, in a type of less range.
+_TOLERATED = 0.99
+
+
+def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
+    """Refuses a mask that is not one of this layer.
+
+    Args:
+        layer: the layer.
+        mask: to be loaded.
+        links: how many active links it is said to have, of each kernel or in all, as the allocation says.
+
+    Raises:
+        ConfigurationError: another shape, type or number of links.
+    """
+    if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
+        raise ConfigurationError(
+            f"layer {layer.name}: the mask to load is {mask.dtype} of shape {list(mask.shape)}; "
+            f"accepted is torch.bool of shape {list(layer.weight.shape)}."
+        )
+    kernel = layer.settings.allocation == "kernel"
+    found = layer.matrix(mask).sum(1) if kernel else mask.sum().view(1)
+    low, high = sorted(layer.links_at(density) for density in layer.densities)
+    unchanging = not layer.settings.method.redistribute
+    if not bool((found == links).all()) or (unchanging and not low <= links <= high):
+        raise ConfigurationError(
+            f"layer {layer.name}: the mask to load has {int(found.min())} to {int(found.max())} links a "
+            f"{layer.settings.allocation}; accepted are {low}{f' to {high}' if high > low else ''}, "
+            "as sparsify was told."
+        )
+
+
+def check_fits(layers: Sequence[SparseLayer], topology_loaded: bool) -> None:
+    """Refuses weights that are not zero off the masks, or that no hook masks.
+
+    Args:
+        layers: of the model.
+        topology_loaded: whether the masks were loaded, so that it is the model that was not.
+
+    Raises:
+        ConfigurationError: naming the layer and what to load.
+    """
+    for layer in layers:
+        if layer.hooked is not None and layer.weight is not layer.hooked and not is_sharded(layer.weight):
+            raise ConfigurationError(
+                f"layer {layer.name}: its weight is another parameter than before, as after "
+                "load_state_dict(assign=True), and its optimizer has the old one; load without assign, or detach the "
+                "topology, make the optimizer anew and call sparsify again with state=topology.state_dict()."
+            )
+        part = local(layer.weight.detach())
+        layer.bits = matching(layer.bits, part)
+        if not is_zero_off_mask(part, layer.bits):
+            other = "model too (model" if topology_loaded else "their topology too (topology"
+            raise ConfigurationError(
+                f"layer {layer.name}: the weights that were loaded are not zero off the mask; load the state of "
+                f"{other}.load_state_dict), or call topology.enforce() to cut them to this one."
+            )
+
+
+def count_set(layer: SparseLayer, optimizers: Sequence[Optimizer]) -> dict[str, int]:
+    """How many weights and entries of optimizer state are not what they are in a fresh layer off its mask."""
+    count = {"weight": int(local(layer.weight.detach()).count_nonzero())}
+    for optimizer in optimizers:
+        count |= optimizer_state.count_set(*local_state(optimizer, layer.weight))
+    return count
+
+
+def check_uncut(
+    layers: Sequence[SparseLayer], optimizers: Sequence[Optimizer], saved: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Refuses weights and optimizer state that were loaded before ``sparsify``, and cut to masks that it drew.
+
+    Args:
+        layers: of the model; sharded ones are passed over, because the counts are of whole layers.
+        optimizers: that train it.
+        saved: what :func:`count_set` said of each layer when its topology was saved.
+
+    Raises:
+        ConfigurationError: naming the layer, what was cut and what to do.
+    """
+    for layer in layers:
+        if layer.seed_name not in saved or is_sharded(layer.weight):
+            continue
+        before, found = saved[layer.seed_name], count_set(layer, optimizers)
+        for name in before.keys() & found.keys():
+            if found[name] < _TOLERATED * before[name]:
+                raise ConfigurationError(
+                    f"layer {layer.name}: of its {name}, {before[name]} entries were not at their initial value "
+                    f"when the topology was saved, and {found[name]} are now, as when model or optimizer are loaded "
+                    "before sparsify, which cuts them to masks of its own. Give sparsify the state of the topology "
+                    "(state=...), or call it first and load all three states after it, in any order; or call "
+                    "topology.enforce() to go on with what is there."
+                )

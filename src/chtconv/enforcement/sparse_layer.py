@@ -1,0 +1,306 @@
+"""What the topology has to know of each sparse layer: its weight, its mask, its gradients and its input size."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from chtconv.enforcement.bits import accumulate, apply_bits, bits_of, matching, rescaled, unless_zeroed
+from chtconv.enforcement.sharding import gathered, is_sharded, local, local_part
+from chtconv.errors import ConfigurationError
+from chtconv.initial import RANDOM, LinearTopology, links_at
+from chtconv.layers import input_size
+from chtconv.layers.geometry import Geometry
+from chtconv.layers.matrix import (
+    TRANSPOSED,
+    Layer,
+    by_channel,
+    from_channels,
+    from_matrix,
+    groups_of,
+    matrix_shape,
+    to_matrix,
+)
+from chtconv.methods import Method
+from chtconv.scores.api import disabled_scores
+
+# Of the exponential average of gradients, as Dettmers and Zettlemoyer (2019) take from their optimizer.
+_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a layer is made sparse and evolves; see :func:`chtconv.sparsify` for the meaning of each.
+
+    Attributes:
+        sparsity: share of disabled links at the end.
+        method: removal, regrowth and density schedule.
+        predictor: how links are scored.
+        graph: on which graph.
+        exact: whether scores do not depend on the number of threads.
+        allocation: ``"kernel"`` where every kernel has the same number of links, ``"layer"`` where links compete
+            within the whole layer; None until the method has decided.
+        initial: the initial topology, see :mod:`chtconv.initial.masks`.
+        windows: which windows scores are averaged over.
+    """
+
+    sparsity: float
+    method: Method
+    predictor: str
+    graph: str
+    exact: bool = False
+    allocation: str | None = "kernel"
+    initial: str | LinearTopology = RANDOM
+    windows: str = "in_bounds"
+
+
+class SparseLayer:
+    """A layer with a mask: its parameter, the mask in force, and the size of input that was last seen.
+
+    Rows are the kernels, as a matrix [O, I] of output channels and what each of them sees (input channels of its
+    group times kernel positions), whatever the layout of the weight.
+
+    Attributes:
+        name: qualified name of the weight, such as ``"features.0.weight"``.
+        module: the layer.
+        seed_name: the name that its random draws depend on, without prefixes of wrappers.
+        settings: how it evolves.
+        densities: share of active links before training and at the end.
+        links: number of active links, of each kernel or of the layer, as the allocation says.
+        link_steps: active links of the layer, summed over the optimizer steps so far.
+        dense_steps: optimizer steps that needed the gradients of disabled links.
+        bits: the mask as integers of the weight's width and layout, see :mod:`chtconv.enforcement.bits`.
+        explored: bool of the weight's shape, where a link was ever active.
+        newest: bool [O, I], links that the last evolution brought.
+        stopped: whether it stopped evolving, see :attr:`chtconv.Method.early_stop`.
+        capturing: whether gradients of disabled links are kept as they come.
+        settled: whether its optimizer has stepped since, so that what was kept is final.
+        captured: the dense gradient of this step so far, None where there is none.
+        momentum: its exponential average, None where there is none.
+        handles: the hooks that this layer registered.
+        hooked: the parameter that they belong to.
+        version: changes whenever the mask may have changed, or somebody may have written weights off the mask.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seed_name: str,
+        module: Layer,
+        settings: Settings,
+        densities: tuple[float, float],
+        mask_OI: Tensor,
+    ) -> None:
+        self.name = name
+        self.seed_name = seed_name
+        self.module = module
+        self.settings = settings
+        self.densities = densities
+        self.version = 0
+        mask = from_matrix(mask_OI, module)
+        self.links = self.links_at(densities[0])
+        self._sharded: nn.Parameter | None = None
+        self._shown: Tensor | None = None
+        self._reduced: weakref.ref[Tensor] | None = None
+        self.put_mask(mask)
+        self.explored = mask.clone()
+        self.newest = torch.zeros_like(mask_OI)
+        self.stopped = False
+        self.link_steps = self.dense_steps = 0
+        self.capturing = self.settled = False
+        self.captured: Tensor | None = None
+        self.momentum: Tensor | None = None
+        self.handles: list[RemovableHandle] = []
+        self.hooked: nn.Parameter | None = None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight: an ordinary dense parameter that is zero off the mask."""
+        weight = self.module._parameters["weight"]
+        assert weight is not None
+        # While a sharded module computes, its parameter is not the one that its optimizer has.
+        if self._sharded is not None and not is_sharded(weight):
+            return self._sharded
+        if is_sharded(weight):
+            self._sharded = weight
+        return weight
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool mask of the weight's shape, the whole of it on every rank; True where a link is active."""
+        return self.bits != 0 if self._shown is None else self._shown.clone()
+
+    def put_mask(self, mask: Tensor) -> None:
+        """Makes this the mask; :class:`chtconv.Topology` puts it into force."""
+        bits, known = bits_of(local_part(mask, self.weight), local(self.weight)), self.__dict__.get("bits")
+        if known is not None and (known.shape, known.dtype, known.device) == (bits.shape, bits.dtype, bits.device):
+            # In place: a CUDA graph reads the masks where they were when it was captured.
+            known.copy_(bits)
+        else:
+            self.bits: Tensor = bits
+        self._shown = mask.clone() if is_sharded(self.weight) else None
+        self.version += 1
+
+    @property
+    def module_name(self) -> str:
+        """Qualified name of the module; empty where the model is the layer."""
+        return self.name.removesuffix("weight").removesuffix(".")
+
+    @property
+    def total_links(self) -> int:
+        """Number of active links of the whole layer."""
+        return self.links * (matrix_shape(self.module)[0] if self.settings.allocation == "kernel" else 1)
+
+    def links_at(self, density: float) -> int:
+        """Number of links at a density: of each kernel, or of the whole layer."""
+        return links_at(density, matrix_shape(self.module), self.settings.allocation, self.name)
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """Anything of the weight's shape as [O, I]."""
+        return to_matrix(values, self.module)
+
+    def mask_gradient(self, *_: object) -> None:
+        """Sets the gradient to zero off the mask, where there is one."""
+        gradient = self.weight.grad
+        if gradient is not None:
+            part = local(gradient)
+            self.bits = matching(self.bits, part)
+            apply_bits(part, self.bits)
+
+    def capture(self, on: bool) -> None:
+        """Whether dense gradients are kept from now on; what was kept so far is dropped."""
+        self.capturing, self.settled, self.captured = on, False, None
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the dense gradients are known, or were to be kept and none came, as in a layer that was not used."""
+        return self.capturing or self.momentum is not None
+
+    def count_step(self) -> None:
+        """After an optimizer step: what is counted or averaged over steps."""
+        self.link_steps += self.total_links
+        self.dense_steps += self.capturing
+        if self.captured is not None and self.settings.method.worth == "momentum":
+            captured = self.captured.float().nan_to_num(0.0, 0.0, 0.0)
+            if self.momentum is None:
+                self.momentum = torch.zeros_like(captured)
+            self.momentum.mul_(_MOMENTUM).add_(captured, alpha=1 - _MOMENTUM)
+
+    def before_accumulation(self, *_: object) -> None:
+        """Forgets what was kept of gradients that somebody has zeroed since, as after a step that was skipped."""
+        gradient = self.weight.grad
+        if self.settled:
+            return
+        if gradient is None:
+            self.captured = None
+        elif self.captured is not None:
+            self.captured = unless_zeroed(self.captured, local(gradient))
+
+    def follow_gradient(self) -> None:
+        """Before a step: unscales and clips what was kept by the factor that the gradient was unscaled and clipped by.
+
+        A gradient that was written by hand, so that no hook has seen it, is kept as it is.
+        """
+        gradient = self.weight.grad
+        if self.capturing and not self.settled and gradient is not None:
+            gradient = local(gradient)
+            self.bits = matching(self.bits, gradient)
+            if self.captured is None:
+                self.captured = gradient.detach().clone()
+            else:
+                self.captured = rescaled(self.captured, gradient, self.bits)
+
+    def accumulated(self, *_: object) -> None:
+        """After gradients were accumulated: keeps them where evolution asks for them, then masks them."""
+        gradient = self.weight.grad
+        if self.capturing and not self.settled and gradient is not None:
+            if is_sharded(gradient):
+                # No hook runs before: a gradient that is a new object begins a new sum.
+                if self._reduced is None or self._reduced() is not gradient:
+                    self.captured = None
+                self._reduced = weakref.ref(gradient)
+                gradient = local(gradient)
+            self.bits = matching(self.bits, gradient)
+            self.captured = accumulate(self.captured, gradient, self.bits)
+        self.mask_gradient()
+
+    @property
+    def input_size(self) -> tuple[int, ...] | None:
+        """Spatial size of the input that evolution goes by, None before the first forward pass.
+
+        That of the last input in training mode; where there was none yet, of the last input.
+        """
+        return input_size.seen(self.module)
+
+    def geometry(self) -> Geometry:
+        """The geometry of the layer for the input that evolution goes by.
+
+        Raises:
+            ConfigurationError: the layer has not been called yet.
+        """
+        size, m = self.input_size, self.module
+        if size is None:
+            raise ConfigurationError(
+                f"layer {self.name}: its input size is unknown, because the model has not been called since sparsify; "
+                "run a forward pass before the first evolution, or leave the layer out if it is never called. A model "
+                "that torch.compile compiled and that was called before sparsify does not notice hooks that are added "
+                "later: call torch.compiler.reset() after sparsify, and it is compiled anew."
+            )
+        if isinstance(m, nn.Linear):
+            return Geometry.of((), ())
+        return Geometry.of(
+            m.kernel_size,
+            size,
+            stride=m.stride,
+            padding=m.padding,
+            dilation=m.dilation,
+            padding_mode=m.padding_mode,
+            transposed=isinstance(m, TRANSPOSED),
+            output_padding=m.output_padding if isinstance(m, TRANSPOSED) else 0,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the mask that a resumed run needs: tensors and plain Python."""
+        return {
+            "links": self.links,
+            "explored": self.explored.clone(),
+            "newest": self.newest.clone(),
+            "stopped": self.stopped,
+            "link_steps": self.link_steps,
+            "dense_steps": self.dense_steps,
+            "momentum": None if self.momentum is None else gathered(self.momentum, self.weight).clone(),
+        }
+
+    def load_state_dict(self, mask: Tensor, state: dict[str, Any]) -> None:
+        """Continues from a mask, checked by :func:`check_mask`, and a state."""
+        self.put_mask(mask)
+        self.explored.copy_(state["explored"])
+        self.newest.copy_(state["newest"])
+        self.links, self.stopped = int(state["links"]), bool(state["stopped"])
+        self.link_steps, self.dense_steps = int(state["link_steps"]), int(state["dense_steps"])
+        momentum = state["momentum"]
+        if momentum is not None:
+            momentum = local_part(momentum, self.weight).to(self.weight.device, copy=True)
+        self.momentum = momentum
+
+    def link_scores(self, mask_OI: Tensor, predictor: str | None = None) -> Tensor:
+        """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions.
+
+        Args:
+            mask_OI: bool.
+            predictor: another than that of its settings.
+        """
+        settings, groups = self.settings, groups_of(self.module)
+        mask_GOCK = by_channel(mask_OI, self.module).unflatten(0, (groups, -1))
+        scores_GOCK = disabled_scores(
+            mask_GOCK,
+            self.geometry(),
+            predictor or settings.predictor,
+            settings.graph,
+            windows=settings.windows,
+            exact=settings.exact,
+        )
+        return from_channels(scores_GOCK.flatten(0, 1))
