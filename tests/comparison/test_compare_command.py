@@ -128,6 +128,11 @@ def test_results_made_elsewhere_count(chtconv: Run, command: list[str], compared
     assert "2 runs, 2 done, 0 to do" in error
     assert "2 of 2 runs are done" in out
     assert not list((tmp_path / "new").rglob("summary.json"))
+    code, out, _ = chtconv(*words, "--list")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["done", "1/1", f"{results}:", f"set-0.9-seed{seed}"] for seed in (0, 1)
+    ]
 
 
 def test_a_folder_of_another_grid_is_refused(chtconv: Run, command: list[str], compared: Path) -> None:

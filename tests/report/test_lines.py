@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from chtconv import ConfigurationError
+from chtconv.cli import main
 from chtconv.comparison.folder import read_rows
 from chtconv.comparison.result import result_line
 from chtconv.report.page import page
@@ -102,3 +103,44 @@ def test_in_a_screening_runs_are_listed_with_their_accuracy_on_held_out_images(
     assert "accuracy on held-out images, %</th>" in found
     assert "test accuracy, %" not in found
     assert '<td class="number">45.67</td>' in found
+
+
+def test_a_file_of_results_alone_has_tables_and_curves(
+    tmp_path: Path, line: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(
+        tmp_path / "mine.jsonl",
+        changed(line, 0.2),
+        line,  # of the same run, later
+        changed(line, 0.9, seed=1, sparsity=0.8),
+        changed(line, 0.7, epochs=9),
+        {"config": {"method": "set", "frobnication": 1}},
+        {"note": "none"},
+    )
+    with file.open("a") as stream:
+        stream.write("{\n")
+    first, other = read(file)
+    assert [(run.name, run.summary["test_accuracy"]) for run in first.runs] == [
+        ("set-0.9-seed0", line["test_accuracy"]),
+        ("set-0.8-seed1", 0.9),
+    ]
+    assert [run.config["epochs"] for run in other.runs] == [9]
+    assert first.notes == ["1 of 7 lines of mine.jsonl cannot be read", "2 lines of mine.jsonl are none of results"]
+    assert main(["report", str(file)]) == 0
+    assert capsys.readouterr().out == f"page: {tmp_path / 'mine.html'}\n"
+    html = (tmp_path / "mine.html").read_text()
+    assert html.count("from its line of results") == 3
+    assert "Test accuracy against sparsity" in html
+
+
+@pytest.mark.parametrize("content", [b"", b"a\nb\n", b"{}\n", b"\xff", b'{"config": 3}\n', b'{"config": {"seed": []}}\n'])
+def test_a_file_without_results_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ConfigurationError, match="file holds no results: accepted are lines that chtconv compare"):
+        read(tmp_path / "file")
+
+
+def test_two_files_of_results_are_one_too_many(tmp_path: Path, line: dict[str, Any]) -> None:
+    file = write(tmp_path / "mine.jsonl", line)
+    with pytest.raises(ConfigurationError, match="is no folder: accepted is one that chtconv compare"):
+        read(file, file)

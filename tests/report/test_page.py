@@ -157,3 +157,19 @@ def test_a_damaged_summary_is_left_out_of_the_tables_and_said(values: dict[str, 
     tables, problems = results(read(set_run))
     assert tables == []
     assert problems[0].startswith("set is left out of the tables: ")
+
+
+def test_figures_leave_out_of_names_what_all_sparse_runs_share_and_tables_do_not(plain: Path) -> None:
+    cells = {
+        "dense": {"variant": "dense", "method": "dense", "sparsity": 0.0, "seed": 0},
+        "set": {"variant": "SET, common part", "method": "set", "sparsity": 0.9, "seed": 0},
+        "chts": {"variant": "CHTs, common part, own part", "method": "chts", "sparsity": 0.9, "seed": 0},
+    }
+    (plain / "comparison.json").write_text(json.dumps({"recipe": "quick", "shared": {}, "cells": cells}))
+    elements = Elements(page(read(plain)))
+    drawn = {text for texts in (elements.texts.get("text", []), elements.texts.get("tspan", [])) for text in texts}
+    assert {"dense", "SET", "CHTs, own part"} <= drawn
+    assert not any("common part" in text for text in drawn)
+    assert {"SET, common part", "CHTs, common part, own part"} <= set(elements.texts["th"])
+    said = "In figures names go without what those of all sparse runs have in common: common part."
+    assert said in elements.texts["p"]

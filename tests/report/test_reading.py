@@ -71,10 +71,9 @@ def test_a_single_run_and_a_folder_of_comparisons(set_run: Path, comparison: Pat
     assert len(read(both)) == 2
 
 
-@pytest.mark.parametrize("name", ["absent", "file", "empty"])
+@pytest.mark.parametrize("name", ["absent", "empty"])
 def test_where_there_is_no_run_it_is_said_what_is_accepted(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"accepted is .* chtconv compare, table1 or train wrote"):
         read(tmp_path / name)
 

@@ -67,7 +67,10 @@ class Study:
         """A line a cell: how far it is, and where it lies."""
         for cell in self.cells:
             epochs = cell.config.optimisation.epochs
-            state: str = "done" if cell.name in self._elsewhere else self.folder.state(cell.name)
+            if cell.name in self._elsewhere:
+                yield f"{'done':<8} {epochs:>4}/{epochs:<4} {self._results}: {cell.name}"
+                continue
+            state = self.folder.state(cell.name)
             reason = f": {self.folder.failure(cell.name)}" if state == "failed" else ""
             yield f"{state:<8} {self.folder.epochs(cell.name):>4}/{epochs:<4} {self.folder.path / cell.name}{reason}"
 

@@ -1,4 +1,4 @@
-"""``chtconv report``: a folder of runs as one HTML page."""
+"""``chtconv report``: a folder of runs, or a file of results, as one HTML page."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,11 @@ def add_command(commands: Any) -> None:
         "chtconv[compare].",
         allow_abbrev=False,
     )
-    command.add_argument("folder", metavar="DIR", help="what chtconv compare, table1 or train wrote")
+    command.add_argument(
+        "folder",
+        metavar="DIR",
+        help="what chtconv compare, table1 or train wrote; or only their file of results, for tables and accuracies",
+    )
     command.add_argument("--out", metavar="FILE", help="the page (DIR.html)")
     command.add_argument(
         "--results",
@@ -40,7 +44,8 @@ def report_command(options: argparse.Namespace) -> int:
         StorageError: the page cannot be written.
     """
     folder = Path(options.folder)
-    out = Path(options.out) if options.out else folder.resolve().parent / f"{folder.resolve().name}.html"
+    name = folder.stem if folder.is_file() else folder.resolve().name
+    out = Path(options.out) if options.out else folder.resolve().parent / f"{name}.html"
     if out.suffix.lower() not in _SUFFIXES:
         raise ConfigurationError(f"--out {str(out)!r}: accepted is a file that ends in {' or '.join(_SUFFIXES)}.")
     need("the report", *_PACKAGES, extra="compare")

@@ -31,6 +31,25 @@ def comparisons_of(runs: Sequence[Run], *, together: bool = False) -> list[Compa
     return [Comparison(_title(members[0], differing), members) for members in groups.values()]
 
 
+def brief(comparison: Comparison) -> tuple[Comparison, str]:
+    """The comparison with names of variants without what those of all sparse runs have in common, and what that is.
+
+    >>> names = ("CHTs, allocation layer", "CHTs, allocation layer, all windows")
+    >>> runs = [Run("", PurePath(), "done", variant=name, config={"method": "chts"}) for name in names]
+    >>> found, common = brief(Comparison("", runs))
+    >>> [run.variant for run in found.runs], common
+    (['CHTs', 'CHTs, all windows'], 'allocation layer')
+    """
+    parts = {run.variant: run.variant.split(", ") for run in comparison.runs if run.method not in ("", DENSE)}
+    first = next(iter(parts.values()), [])
+    common = [part for part in first[1:] if all(part in others[1:] for others in parts.values())]
+    names = {name: ", ".join(part for part in known if part not in common) for name, known in parts.items()}
+    if len(names) < 2 or len(set(names.values())) < len(names):
+        return comparison, ""
+    runs = [replace(run, variant=names.get(run.variant, run.variant)) for run in comparison.runs]
+    return replace(comparison, runs=runs), ", ".join(common)
+
+
 def dataset_name(run: Run) -> str:
     """The last component of the data set's name: a path says where it lay, which is nobody's business."""
     return PurePath(str(run.config.get("dataset", ""))).name

@@ -1,12 +1,14 @@
-"""From a folder to its comparisons: one of them, several, plain runs, or a single run."""
+"""From a folder to its comparisons: one of them, several, plain runs, or a single run; or from a file of results."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from chtconv.comparison.cell import slug
 from chtconv.comparison.folder import COMPARISON, RESULTS
-from chtconv.comparison.result import same_run
+from chtconv.comparison.result import run_key, same_run
 from chtconv.errors import ConfigurationError
 from chtconv.report.naming import comparisons_of
 from chtconv.report.run import Comparison, Row, Run, number, table
@@ -18,17 +20,21 @@ _STALE_AFTER = 120.0
 
 
 def read(path: Path, results: Path | None = None) -> list[Comparison]:
-    """The comparisons in a folder.
+    """The comparisons in a folder, or in a file of results, from which tables and curves of accuracy can be made.
 
     Args:
-        path: a comparison, a folder of comparisons, a folder of runs, or a run.
+        path: a comparison, a folder of comparisons, a folder of runs, or a run; or a file with a line a run.
         results: the file with a line a run that its comparisons were made with; None for the one in the folder of each.
 
     Raises:
-        ConfigurationError: no such folder or file, or no run in the folder.
+        ConfigurationError: no such folder or file, or no run in it.
     """
+    if path.is_file() and not results:
+        return _of_lines(path)
     if not path.is_dir():
-        raise ConfigurationError(f"{path} is no folder: accepted is one that chtconv compare, table1 or train wrote.")
+        raise ConfigurationError(
+            f"{path} is no folder: accepted is one that chtconv compare, table1 or train wrote, or a file of results."
+        )
     if results and not results.is_file():
         raise ConfigurationError(f"--results {str(results)!r} is no file: accepted is one that chtconv compare wrote.")
     if (path / COMPARISON).exists():
@@ -43,6 +49,30 @@ def read(path: Path, results: Path | None = None) -> list[Comparison]:
             f"{path} holds no run: accepted is a folder that chtconv compare, table1 or train wrote, or one of such."
         )
     return found + comparisons_of(plain)
+
+
+def _of_lines(path: Path) -> list[Comparison]:
+    """The comparisons of the lines of results in a file; of two lines of one run the later one counts."""
+    rows, lost = read_rows(path)
+    lines: dict[tuple[Any, ...], Row] = {}
+    odd = 0
+    for row in rows:
+        try:
+            lines[run_key(row["config"])] = row
+        except (ConfigurationError, LookupError, TypeError, ValueError):
+            odd += 1
+    if not lines:
+        raise ConfigurationError(f"{path} holds no results: accepted are lines that chtconv compare or table1 wrote.")
+    runs = [run_of_line(line, _name(line), path / _name(line), str(line.get("variant", ""))) for line in lines.values()]
+    strange = f"{odd} lines of {path.name} are none of results" if odd else ""
+    first, *others = comparisons_of(runs)
+    return [replace(first, notes=[each for each in (lost, strange) if each]), *others]
+
+
+def _name(line: Row) -> str:
+    """What the folder of the run would be called."""
+    config = table(line, "config")
+    return f"{slug(str(line.get('variant', '')))}-{config.get('sparsity')}-seed{config.get('seed')}"
 
 
 def _folders(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from chtconv.report.figures import accuracy, against, cost, degrees, evolution, 
 from chtconv.report.figures.layers import Layers, Runs
 from chtconv.report.figures.picture import Panel, Picture, panels
 from chtconv.report.masks import links_of
+from chtconv.report.naming import brief
 from chtconv.report.results import PageTable, run_list
 from chtconv.report.run import Comparison
 
@@ -40,20 +41,22 @@ def sections(comparison: Comparison, key: str) -> list[Section]:
         comparison: its runs.
         key: a word that no other comparison of the page has.
     """
+    drawn, common = brief(comparison)
     return [
-        _accuracy(comparison, key),
-        _evolution(comparison, key),
-        _links(comparison, key),
-        _scores(comparison, key),
-        _cost(comparison, key),
+        _accuracy(drawn, key, common),
+        _evolution(drawn, key),
+        _links(drawn, key),
+        _scores(drawn, key),
+        _cost(drawn, key),
         Section("Runs", tables=[run_list(comparison)]),
     ]
 
 
-def _accuracy(comparison: Comparison, key: str) -> Section:
+def _accuracy(comparison: Comparison, key: str, common: str) -> Section:
     drawn = [*against.against_sparsity(comparison, key), *accuracy.curves(comparison, key)]
     drawn += accuracy.seeds(comparison, key)
-    return Section("Accuracy", "" if drawn else "No run has finished an epoch.", {"": drawn})
+    text = f"In figures names go without what those of all sparse runs have in common: {common}." if common else ""
+    return Section("Accuracy", text if drawn else "No run has finished an epoch.", {"": drawn})
 
 
 def _evolution(comparison: Comparison, key: str) -> Section:

@@ -40,9 +40,18 @@ def dots(panel: Panel, key: str, values: Mapping[str, Values], *, title: str, x:
 
 def label_rows(axes: Axes, names: Sequence[str]) -> None:
     """Names of the rows, the first one on top; long ones in two lines."""
-    labels = ["\n".join(wrap(short(name, 2 * _LABEL - 6), _LABEL)) for name in names]
-    axes.set_yticks(range(len(names)), labels)
+    axes.set_yticks(range(len(names)), ["\n".join(two_lines(name)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def two_lines(name: str) -> list[str]:
+    """As much of a name as two lines hold; more would reach into the next row.
+
+    >>> two_lines("SET, ERK"), two_lines("CHTs, allocation layer, all windows, smoothing 0.5")
+    (['SET, ERK'], ['CHTs, allocation layer,…', 'windows, smoothing 0.5'])
+    """
+    cut = (wrap(short(name, most), _LABEL) for most in range(2 * _LABEL, 0, -1))
+    return next(lines for lines in cut if len(lines) <= 2)
 
 
 def rows_height(number: int) -> float:
