@@ -133,7 +133,10 @@ def test_a_file_of_results_alone_has_tables_and_curves(
     assert "Test accuracy against sparsity" in html
 
 
-@pytest.mark.parametrize("content", [b"", b"a\nb\n", b"{}\n", b"\xff", b'{"config": 3}\n', b'{"config": {"seed": []}}\n'])
+CONTENTS = [b"", b"a\nb\n", b"{}\n", b"\xff", b'{"config": 3}\n', b'{"config": {"seed": []}}\n']
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_a_file_without_results_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ConfigurationError, match="file holds no results: accepted are lines that chtconv compare"):
