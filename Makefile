@@ -57,6 +57,7 @@ evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: days on 2 cores, resuma
 	$(BIN)/chtconv compare experiments/screening.toml --jobs 2 --out runs/screening --results results/screening.jsonl
 	$(BIN)/chtconv compare experiments/confirmation.toml --jobs 2 --out runs/confirmation --results results/confirmation.jsonl
 	$(BIN)/chtconv compare experiments/confirmation-smoothing.toml --jobs 2 --out runs/confirmation-smoothing --results results/confirmation-smoothing.jsonl
+	$(BIN)/chtconv compare experiments/confirmation-paper.toml --jobs 2 --out runs/confirmation-paper --results results/confirmation-paper.jsonl
 
 tables: $(VENV)/.installed  ## the tables of the README and the docs, from results/
 	$(BIN)/python experiments/tables.py

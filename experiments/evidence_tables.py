@@ -91,6 +91,7 @@ def reach() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "confirmation": partial(frozen_test, _CHTS, "confirmation.jsonl"),
     "confirmation_smoothing": partial(frozen_test, _SMOOTHED, "confirmation.jsonl", "confirmation-smoothing.jsonl"),
+    "confirmation_paper": partial(frozen_test, "CHT", "confirmation-paper.jsonl"),
     "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
     "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
     "screening": partial(results, "screening.jsonl"),
