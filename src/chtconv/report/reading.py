@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chtconv.comparison.cell import slug
+from chtconv.comparison.cell import Cell
 from chtconv.comparison.folder import COMPARISON, RESULTS
-from chtconv.comparison.result import run_key, same_run
+from chtconv.comparison.result import identity, run_key, same_run
 from chtconv.errors import ConfigurationError
 from chtconv.report.naming import comparisons_of
 from chtconv.report.run import Comparison, Row, Run, number, table
 from chtconv.report.run_files import holds_run, read_json, read_rows, read_run, run_of_line
+from chtconv.training import Config
 
 # A run that trains renews its mark every ten seconds; clocks of machines differ.
 _SESSIONS = ".session-*"
@@ -63,16 +64,17 @@ def _of_lines(path: Path) -> list[Comparison]:
             odd += 1
     if not lines:
         raise ConfigurationError(f"{path} holds no results: accepted are lines that chtconv compare or table1 wrote.")
-    runs = [run_of_line(line, _name(line), path / _name(line), str(line.get("variant", ""))) for line in lines.values()]
+    runs = [_alone(path, line) for line in lines.values()]
     strange = f"{odd} lines of {path.name} are none of results" if odd else ""
     first, *others = comparisons_of(runs)
     return [replace(first, notes=[each for each in (lost, strange) if each]), *others]
 
 
-def _name(line: Row) -> str:
-    """What the folder of the run would be called."""
-    config = table(line, "config")
-    return f"{slug(str(line.get('variant', '')))}-{config.get('sparsity')}-seed{config.get('seed')}"
+def _alone(path: Path, line: Row) -> Run:
+    """The run of a line in a file of results, called as its folder would be."""
+    variant = str(line.get("variant", ""))
+    name = Cell(variant, Config.from_dict(identity(line["config"]))).name
+    return run_of_line(line, name, path / name, variant)
 
 
 def _folders(path: Path) -> list[Path]:

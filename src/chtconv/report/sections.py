@@ -41,13 +41,13 @@ def sections(comparison: Comparison, key: str) -> list[Section]:
         comparison: its runs.
         key: a word that no other comparison of the page has.
     """
-    drawn, common = brief(comparison)
+    short, common = brief(comparison)
     return [
-        _accuracy(drawn, key, common),
-        _evolution(drawn, key),
-        _links(drawn, key),
-        _scores(drawn, key),
-        _cost(drawn, key),
+        _accuracy(short, key, common),
+        _evolution(short, key),
+        _links(short, key),
+        _scores(short, key),
+        _cost(short, key),
         Section("Runs", tables=[run_list(comparison)]),
     ]
 
