@@ -133,7 +133,7 @@ def test_a_file_of_results_alone_has_tables_and_curves(
     assert "Test accuracy against sparsity" in html
 
 
-CONTENTS = [b"", b"a\nb\n", b"{}\n", b"\xff", b'{"config": 3}\n', b'{"config": {"seed": []}}\n']
+CONTENTS = [b"", b"a\nb\n", b"{}\n", b"\xff", b'{"config": 3}\n', b'{"config": {}}\n', b'{"config": {"seed": []}}\n']
 
 
 @pytest.mark.parametrize("content", CONTENTS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.folder import COMPARISON, RESULTS
-from chtconv.comparison.result import identity, run_key, same_run
+from chtconv.comparison.result import identity, run_key, same_run, variant_of
 from chtconv.errors import ConfigurationError
 from chtconv.report.naming import comparisons_of
 from chtconv.report.run import Comparison, Row, Run, number, table
@@ -55,24 +55,23 @@ def read(path: Path, results: Path | None = None) -> list[Comparison]:
 def _of_lines(path: Path) -> list[Comparison]:
     """The comparisons of the lines of results in a file; of two lines of one run the later one counts."""
     rows, lost = read_rows(path)
-    lines: dict[tuple[Any, ...], Row] = {}
+    runs: dict[tuple[Any, ...], Run] = {}
     odd = 0
     for row in rows:
         try:
-            lines[run_key(row["config"])] = row
+            runs[run_key(row["config"])] = _alone(path, row)
         except (ConfigurationError, LookupError, TypeError, ValueError):
             odd += 1
-    if not lines:
+    if not runs:
         raise ConfigurationError(f"{path} holds no results: accepted are lines that chtconv compare or table1 wrote.")
-    runs = [_alone(path, line) for line in lines.values()]
     strange = f"{odd} lines of {path.name} are none of results" if odd else ""
-    first, *others = comparisons_of(runs)
+    first, *others = comparisons_of(list(runs.values()))
     return [replace(first, notes=[each for each in (lost, strange) if each]), *others]
 
 
 def _alone(path: Path, line: Row) -> Run:
     """The run of a line in a file of results, called as its folder would be."""
-    variant = str(line.get("variant", ""))
+    variant = variant_of(line)
     name = Cell(variant, Config.from_dict(identity(line["config"]))).name
     return run_of_line(line, name, path / name, variant)
 
