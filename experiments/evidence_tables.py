@@ -1,6 +1,7 @@
 """Tables of the evidence: what was trained, and what link prediction reaches in the masks that came of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,15 +21,18 @@ _SMOOTHED = "CHTs, allocation layer, all windows, smoothing 0.5"
 _COMMON = ("allocation layer", "all windows", "kernel shares links")
 
 
-def results(name: str, sparsity: float | None = None) -> str:
+def results(name: str, sparsity: float | None = None, pairs: int = 1) -> str:
     """The tables of a file of result lines with the differences to SET and RigL, and what their columns are.
 
     Args:
         name: of the file in results/.
         sparsity: only the runs at this one, whose comparisons are then a family of their own; None for all.
+        pairs: only the differences of at least so many; a single pair has no interval.
     """
     lines = read_lines(ROOT / "results" / name)
-    return comparison_tables(tables(line for line in lines if sparsity in (None, line["config"]["sparsity"])))
+    found = tables(line for line in lines if sparsity in (None, line["config"]["sparsity"]))
+    shown = (tuple(each for each in table.comparisons if each.paired.n >= pairs) for table in found)
+    return comparison_tables([replace(table, comparisons=some) for table, some in zip(found, shown, strict=True)])
 
 
 def frozen_test(mine: str, *names: str) -> str:
@@ -94,7 +98,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "confirmation_paper": partial(frozen_test, "CHT", "confirmation-paper.jsonl"),
     "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
     "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
-    "screening": partial(results, "screening.jsonl"),
+    "screening": partial(results, "screening.jsonl", pairs=2),
     "superseded": partial(accuracies, "superseded.jsonl"),
     "first": partial(results, "cifar10.jsonl"),
     "reach": reach,

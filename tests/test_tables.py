@@ -52,6 +52,16 @@ def test_the_table_of_reach_averages_layers_and_seeds_and_takes_the_latest(exper
     ]
 
 
+def test_the_screening_leaves_out_differences_of_single_pairs_and_no_run(experiments):
+    tables = experiments("evidence_tables")
+    every, shown = tables.results("screening.jsonl").splitlines(), tables.TABLES["screening"]().splitlines()
+    number = every[every.index(next(line for line in every if line.startswith("| sparsity | variant | minus"))) :]
+    column = [cell.strip() for cell in number[0].split("|")].index("pairs")
+    single = [line for line in number if line.startswith("| 9") and line.split("|")[column].strip() == "1"]
+    assert single
+    assert shown == [line for line in every if line not in single]
+
+
 def test_the_table_of_training_has_the_latest_line_of_each_width_and_precision(experiments, monkeypatch):
     tables = experiments("benchmark_tables")
 
