@@ -154,7 +154,7 @@ def test_a_folder_of_something_else_is_refused(chtconv: Run, tmp_path: Path) -> 
     (tmp_path / "thesis.txt").write_text("")
     code, _, error = chtconv("compare", "--out", str(tmp_path))
     assert code == 2
-    assert "is not empty and holds no comparison" in error
+    assert "holds no comparison, and thesis.txt, which is no run of this one" in error
     assert chtconv("compare", "--out", str(tmp_path / "thesis.txt"))[0] == 2
 
 

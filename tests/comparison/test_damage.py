@@ -1,6 +1,7 @@
 """What is damaged, older, shared or cut short is named, and takes nothing else with it."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 from comparison_cells import until
 
-from chtconv.comparison import folder as folder_module
 from chtconv.comparison import study as study_module
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.folder import ComparisonFolder
@@ -18,10 +18,9 @@ from chtconv.comparison.grid import grid_from
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import TERMINATED, TIME_IS_UP
 from chtconv.comparison.result import read_lines
-from chtconv.comparison.results_file import _alone, add_lines
+from chtconv.comparison.results_file import _alone, add_lines, usable_lines
 from chtconv.comparison.runner import GIVEN_BACK, View
 from chtconv.comparison.study import Study
-from chtconv.errors import ConfigurationError
 from chtconv.files import StorageError
 
 GRID = grid_from({"methods": ["set"], "seeds": [0, 1, 2], "epochs": 1})
@@ -51,7 +50,11 @@ def compare(chtconv: Run, path: Path, *words: str) -> tuple[int, str, str]:
     return chtconv("compare", "--methods", "set", "--seeds", "0", "1", "2", "--epochs", "1", *words, "--out", str(path))
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+# A summary that is a table, and of no use.
+ODD = [{"flops": "y"}, {"itop": "y"}, {"seconds": "y"}, {"test_accuracy": None}, {"config": {}}, {"config": {"foo": 1}}]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", *(json.dumps(summary(1) | odd) for odd in ODD)])
 def test_a_damaged_summary_is_named_and_takes_no_other_run_with_it(chtconv: Run, done: Path, content: str) -> None:
     (done / NAMES[1] / "summary.json").write_text(content)
     code, out, _ = compare(chtconv, done)
@@ -62,6 +65,57 @@ def test_a_damaged_summary_is_named_and_takes_no_other_run_with_it(chtconv: Run,
     assert f"SET 90% seed 1 failed: {'cannot read ' if content == '{' else ''}{done / NAMES[1] / 'summary.json'}" in out
     assert f"without {done / NAMES[1]} it is trained anew" in out
     assert [line["seed"] for line in read_lines(done / "results.jsonl")] == [0, 2]
+
+
+def test_a_run_that_was_damaged_is_done_once_its_folder_was_deleted(
+    chtconv: Run, monkeypatch: pytest.MonkeyPatch, done: Path
+) -> None:
+    """Nothing of it stays in the results."""
+    trained = []
+    monkeypatch.setattr(study_module, "run_cells", lambda cells, *_, **__: trained.extend(cells) or {})
+    (done / NAMES[1] / "summary.json").write_text(json.dumps(summary(1) | {"test_accuracy": None}))
+    assert compare(chtconv, done)[0] == 1
+    assert trained == []
+    shutil.rmtree(done / NAMES[1])
+    compare(chtconv, done)
+    assert [cell.seed for cell in trained] == [1]
+
+
+def test_a_summary_of_another_configuration_is_named(chtconv: Run, done: Path) -> None:
+    (done / NAMES[1] / "config.json").unlink()
+    (done / NAMES[1] / "summary.json").write_text(json.dumps(summary(7)))
+    code, out, _ = compare(chtconv, done)
+    assert code == 1
+    assert f"SET 90% seed 1 failed: {done / NAMES[1] / 'summary.json'} is of another configuration" in out
+
+
+def test_a_damaged_configuration_of_one_run_takes_no_other_with_it(chtconv: Run, done: Path) -> None:
+    """Its results are there all the same; one that still has to be trained to its end says what is wrong."""
+    for name in NAMES[:2]:
+        (done / name / "config.json").write_text("{")
+    (done / NAMES[0] / "summary.json").unlink()
+    code, out, _ = compare(chtconv, done)
+    assert code == 1
+    assert "seeds 1, 2" in out
+    assert f"SET 90% seed 0 failed: cannot read {done / NAMES[0] / 'config.json'}: " in out
+    assert f"without {done / NAMES[0]} the run starts anew" in out
+    assert "2 of 3 runs are done" in out
+
+
+@pytest.mark.parametrize("content", [b"null\n", b"5\n", b"\xff\xfe\n", b"{}\n", b"[1]\n"])
+def test_damaged_metrics_end_no_session(chtconv: Run, done: Path, content: bytes) -> None:
+    (done / NAMES[1] / "metrics.jsonl").write_bytes(content)
+    (done / NAMES[0] / "summary.json").unlink()
+    code, out, _ = compare(chtconv, done, "--time-limit", "0s")
+    assert code == (3 if content == b"{}\n" else 1)
+    assert "1 stopped in time" in out
+    code, out, _ = compare(chtconv, done, "--list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "waiting",
+        "done" if content == b"{}\n" else "failed",
+        "done",
+    ]
 
 
 def test_of_two_lines_of_a_run_the_later_one_is_shown(chtconv: Run, done: Path, tmp_path: Path) -> None:
@@ -86,6 +140,67 @@ def test_results_in_a_folder_that_does_not_exist_are_refused_at_once(chtconv: Ru
     assert not (tmp_path / "runs").exists()
 
 
+def test_results_that_cannot_be_written_to_are_named_before_anything_is_trained(
+    chtconv: Run, monkeypatch: pytest.MonkeyPatch, done: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Study, "run", lambda *_, **__: pytest.fail("it trained"))
+    (tmp_path / ".all.jsonl.lock").mkdir()
+    code, _, error = compare(chtconv, done, "--results", str(tmp_path / "all.jsonl"))
+    assert code == 2
+    assert f"cannot write {tmp_path / 'all.jsonl'}: " in error
+
+
+# ------------------------------------------------------------------------------------------- what is there already
+
+BAD_LINES = ["{", "[]", '{"config": {"foo": 1}}', json.dumps(summary(1) | {"test_accuracy": None})]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_a_damaged_line_of_results_is_named_and_kept_and_takes_no_other_with_it(
+    chtconv: Run, done: Path, tmp_path: Path, bad: str
+) -> None:
+    results = tmp_path / "all.jsonl"
+    good = json.dumps(summary(0, accuracy=0.9) | {"variant": "SET"})
+    results.write_text(f"{good}\n{bad}")
+    code, out, error = compare(chtconv, done, "--results", str(results))
+    assert code == 0
+    assert "63.33" in out
+    assert f"passed over: {results}, line 2" in error
+    first, second, *others = results.read_text().splitlines()
+    assert (first, second) == (good, bad)
+    assert [json.loads(line)["seed"] for line in others] == [1, 2]
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_folder_is_taken_up_again_without_its_table_of_contents(
+    chtconv: Run, done: Path, content: str | None
+) -> None:
+    table = done / "comparison.json"
+    whole = json.loads(table.read_text())
+    table.unlink()
+    if content is not None:
+        table.write_text(content)
+        code, _, error = compare(chtconv, done)
+        assert code == 2
+        assert f"{table} is damaged or describes no comparison: " in error
+        assert "without it, it is written anew" in error
+        table.unlink()
+    (done / ".comparison.json.partial").write_text("{")
+    assert compare(chtconv, done)[0] == 0
+    assert json.loads(table.read_text()) == whole
+
+
+def test_without_its_table_of_contents_a_folder_holds_runs_of_this_grid_only(chtconv: Run, done: Path) -> None:
+    (done / "comparison.json").unlink()
+    code, _, error = compare(chtconv, done, "--width", "0.5")
+    assert code == 2
+    assert "holds a run of another grid, with width 0.25" in error
+    (done / "set-0.5-seed9").mkdir()
+    code, _, error = compare(chtconv, done)
+    assert code == 2
+    assert "holds no comparison, and set-0.5-seed9, which is no run of this one" in error
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(chtconv: Run, done: Path) -> None:
     (done / ".lock").mkdir()
     code, _, error = compare(chtconv, done)
@@ -101,13 +216,15 @@ def test_what_others_add_to_the_results_meanwhile_stays(
 ) -> None:
     results = tmp_path / "all.jsonl"
 
-    def read_and_wait(path: Path) -> list[dict[str, Any]]:
-        lines = read_lines(path)
-        add_lines(path, [summary(7)])
-        return lines
+    study = Study(done, GRID, results)
 
-    monkeypatch.setattr(folder_module, "read_lines", read_and_wait)
-    ComparisonFolder(done).collect(GRID.cells(), results)
+    def read_and_wait(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+        found = usable_lines(path)
+        add_lines(path, [summary(7)])
+        return found
+
+    monkeypatch.setattr(study_module, "usable_lines", read_and_wait)
+    study.lines()
     assert sorted(line["config"]["seed"] for line in read_lines(results)) == [0, 1, 2, 7]
     assert {path.name for path in tmp_path.iterdir()} == {"all.jsonl", "runs"}
 
@@ -143,7 +260,7 @@ def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 def session_of(
     monkeypatch: pytest.MonkeyPatch, path: Path, results: Path, session: Callable[[Callable[[int], list[int]]], None]
-) -> None:
+) -> Study:
     """A session on runs that are not done yet: it is given what ends the run of a seed, and says what has a line."""
     study = Study(path, GRID, results)
     summaries = {cell.name: path / cell.name / "summary.json" for cell in GRID.cells()}
@@ -162,6 +279,7 @@ def session_of(
     monkeypatch.setattr(study_module, "run_cells", run_cells)
     with study.opened(), (path / "printed").open("w") as stream, ThreadPoolExecutor(1) as engine:
         study.run(engine, deadline=None, threads=1, stream=stream)
+    return study
 
 
 def test_a_run_has_its_line_while_others_still_run(monkeypatch: pytest.MonkeyPatch, done: Path, tmp_path: Path) -> None:
@@ -195,8 +313,11 @@ def test_results_that_cannot_be_written_to_the_end_are_named(
         results.mkdir()
         assert end(0) == []
 
-    with pytest.raises(ConfigurationError, match=r"cannot read .*all\.jsonl: "):
-        session_of(monkeypatch, done, results, session)
+    study = session_of(monkeypatch, done, results, session)
+    words, code = study.ending()
+    assert code == 1
+    assert f"cannot read {results}: " in words or f"cannot write {results}: " in words
+    assert [line["seed"] for line in study.lines()] == [0]
 
 
 # -------------------------------------------------------------------------------------------------- how it ended

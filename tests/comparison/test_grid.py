@@ -181,7 +181,18 @@ def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
         ({"variants": {"name": "a"}}, "variants: accepted is a list of tables"),
         ({"variants": [{"method": "set"}]}, "variants: accepted is a list of tables, each with a name"),
         ({"variants": [{"name": "a", "epochs": 2}]}, "variant 'a': epochs is the same for all runs"),
-        ({"variants": [{"name": "a", "zetta": 2}]}, "unknown value of a grid 'zetta': did you mean 'zeta'"),
+        ({"variants": [{"name": "a", "zetta": 2}]}, "unknown value of variant 'a' 'zetta': did you mean 'zeta'"),
+        ({"variants": [{"name": "a", "seed": 2}]}, "variant 'a': seed varies for all variants alike; accepted are"),
+        ({"variants": [{"name": "a", "seeds": [2]}]}, "variant 'a': seeds varies for all variants alike; accepted are"),
+        (
+            {"variants": [{"name": "a", "methods": ["set"]}]},
+            "variant 'a': methods takes several values; method takes one",
+        ),
+        ({"variants": [{"name": "a", "recipe": "quick"}]}, "variant 'a': recipe is the same for all runs"),
+        (
+            {"methods": ["set"], "variants": [{"name": "mine", "method": "set", "graph": "layer"}]},
+            "'SET' and 'mine' are one and the same run: leave one of them out",
+        ),
         ({"variants": [{"name": "a", "method": "set"}, {"name": "a", "method": "cht"}]}, "two variants are called 'a'"),
         ({"variants": [{"name": "a b", "method": "set"}, {"name": "a-b", "method": "cht"}]}, "two runs are called"),
     ],
@@ -253,3 +264,10 @@ def test_names_that_are_too_long_for_a_file_are_shortened_and_stay_different(tmp
 
 def test_cells_are_plain() -> None:
     assert Cell("SET", Config().replace(method="dense", sparsity=0.9)).sparsity == 0.0
+
+
+def test_variants_without_a_latin_letter_have_folders_of_their_own() -> None:
+    grid = grid_from({
+        "seeds": [1], "variants": [{"name": "\u03b1", "method": "set"}, {"name": "\u03b2", "method": "chts"}]
+    })  # fmt: skip
+    assert len({cell.name for cell in grid.cells()}) == 2

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,6 +194,20 @@ def test_a_terminal_sees_why_a_cell_failed_and_a_table_below(tmp_path: Path) -> 
     written = stream.getvalue()
     assert "SET 90% seed 14: failed: ended with code 1: [Errno 28]" in written.replace("\r", "").replace("\n", " ")
     assert "epoch 1/12" in written.rpartition("failed:")[2]
+
+
+def test_only_the_failure_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    cells, stream = grid(["SET"], [0.9], [14, 15]), _Terminal()
+    with view_on(stream, Board(cells, tmp_path)) as view:
+        view.ended(cells[0], Outcome("failed", "NaN"))
+        written = stream.getvalue()
+    red, after = re.split(r"SET 90% seed 14: failed: NaN", written)
+    assert red.endswith("\x1b[31m")
+    # Of the table, drawn again below, what failed is bold red, and nothing is plainly red.
+    assert "variant" in after
+    assert "\x1b[31m" not in after
 
 
 def test_a_log_gets_lines(tmp_path: Path) -> None:

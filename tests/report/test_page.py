@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -157,6 +158,16 @@ def test_a_damaged_summary_is_left_out_of_the_tables_and_said(values: dict[str, 
     tables, problems = results(read(set_run))
     assert tables == []
     assert problems[0].startswith("set is left out of the tables: ")
+    assert "Error" in problems[0] or "no test_accuracy" in problems[0]
+
+
+def test_of_several_comparisons_it_is_said_whose_run_is_left_out(set_run: Path) -> None:
+    (found,) = read(set_run)
+    (run,) = found.runs
+    damaged = replace(found, title="first", runs=[replace(run, summary={**run.summary, "config": {}})])
+    tables, problems = results([damaged, replace(found, title="second")])
+    assert problems == ["set of first is left out of the tables: KeyError: 'method'"]
+    assert len(tables) == 1
 
 
 def test_figures_leave_out_of_names_what_all_sparse_runs_share_and_tables_do_not(plain: Path) -> None:

@@ -37,11 +37,11 @@ class Entry:
 
     def read(self, rows: Sequence[dict[str, Any]]) -> None:
         """Take in the rows of metrics.jsonl."""
-        self.done = len(rows)
-        self.seconds = sum(row["seconds"] + row["evaluation_seconds"] for row in rows)
+        seconds = sum(row["seconds"] + row["evaluation_seconds"] for row in rows)
         if rows:
             held_out = rows[-1]["validation_accuracy"]
             self.accuracy = rows[-1]["test_accuracy"] if held_out is None else held_out
+        self.done, self.seconds = len(rows), seconds
 
 
 class Board:
@@ -115,7 +115,7 @@ class Board:
                 self._seen[name] = (stat.st_mtime_ns, stat.st_size)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError):
             return  # a file that cannot be read is no reason to end a session: the child names what is wrong with it
 
 

@@ -75,18 +75,24 @@ class Cell:
 def slug(text: str) -> str:
     """Text as a part of a file name: small letters, digits and points, the rest hyphens.
 
+    Text without any of these has a digest instead.
+
     >>> slug("RigL, ERK (layers features.[!0]*)")
     'rigl-erk-layers-features.-0'
     """
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "variant"
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or f"variant-{_digest(text)}"
 
 
 def _fitting(name: str, limit: int) -> str:
     """A file name of at most ``limit`` characters; two that differ stay different."""
     if len(name) <= limit:
         return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    digest = _digest(name)
     return f"{name[: limit - 1 - len(digest)]}-{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def shortened(text: str, limit: int) -> str:

@@ -110,12 +110,14 @@ def compare_command(options: argparse.Namespace) -> int:
     began, out = time.time(), Path(options.out)
     limit = seconds(options.time_limit) if options.time_limit else None
     grids = {out / name if name else out: grid for name, grid in _grids(options).items()}
+    jobs = _jobs(options)
     studies = [Study(path, grid, options.results) for path, grid in grids.items()]
+    for problem in dict.fromkeys(problem for study in studies for problem in study.problems):
+        print(f"chtconv: passed over: {problem}", file=sys.stderr)
     if options.list:
         for study in studies:
             print("\n".join(study.listed()))
         return 0
-    jobs = _jobs(options)
     if any(len({cell.seed for cell in grid.cells()}) > 1 for grid in grids.values()):
         need("a comparison over several seeds", "scipy", extra="compare")
     with contextlib.ExitStack() as stack:

@@ -10,16 +10,16 @@ results.jsonl         a line a complete run
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.grid import AXES, Grid
-from chtconv.comparison.result import PLACEMENT, read_lines, result_line, run_key, same_run
-from chtconv.comparison.results_file import add_lines
+from chtconv.comparison.result import PLACEMENT, run_key, same_run
+from chtconv.comparison.rows import checked_line
 from chtconv.errors import ConfigurationError
-from chtconv.files import LOCK, StorageError, locked, write_json
+from chtconv.files import StorageError, locked, write_json
 from chtconv.training import Config
 from chtconv.training.run_folder import CONFIG, EVOLUTION, METRICS, SUMMARY, RunFolder
 
@@ -49,11 +49,6 @@ class ComparisonFolder:
             return "failed"
         return "begun" if run.has_checkpoint() else "waiting"
 
-    def epochs(self, name: str) -> int:
-        """Epochs that the run with this name has done."""
-        path = self.run_folder(name).path / METRICS
-        return len(path.read_text().splitlines()) if path.exists() else 0
-
     def failure(self, name: str) -> str:
         """Why the last attempt at the run with this name failed; empty if it did not."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -73,7 +68,9 @@ class ComparisonFolder:
             stored = json.loads(path.read_text())
             return {"recipe": stored["recipe"], "shared": dict(stored["shared"]), "cells": dict(stored["cells"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(f"{path} is damaged or describes no comparison: {error}") from error
+            raise ConfigurationError(
+                f"{path} is damaged or describes no comparison: {error}; without it, it is written anew"
+            ) from error
 
     def check(self, grid: Grid) -> None:
         """Refuse a folder that this grid has no place in, before anything is written.
@@ -84,27 +81,32 @@ class ComparisonFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigurationError(f"{self.path} is a file: --out must name a folder")
         stored = self.stored()
-        if not stored:
-            if self.path.exists() and any(each.name != LOCK for each in self.path.iterdir()):
-                raise ConfigurationError(f"{self.path} is not empty and holds no comparison: --out must name another")
-            return
-        # What a folder of an older version lacks has its usual value.
-        theirs = Config().to_dict() | stored["shared"] | {"recipe": stored["recipe"]}
-        mine = shared_values(grid)
-        words = [f"{name} {theirs.get(name)!r}, not {mine[name]!r}" for name in mine if theirs.get(name) != mine[name]]
-        if words:
-            raise ConfigurationError(
-                f"{self.path} holds runs of another grid, with {', '.join(words)}: --out must name another folder"
-            )
+        if stored:
+            _check_shared(self.path, stored, grid)
+        elif self.path.exists():
+            self._check_strangers({cell.name for cell in grid.cells()})
         for cell in grid.cells():
             self._check_run(cell)
+
+    def _check_strangers(self, names: set[str]) -> None:
+        """Where nothing says whose folder it is, all that is in it must be of this grid."""
+        for each in self.path.iterdir():
+            # Hidden are locks, sessions, and what was left half written.
+            if each.name not in names and each.name != RESULTS and not each.name.startswith("."):
+                raise ConfigurationError(
+                    f"{self.path} holds no comparison, and {each.name}, which is no run of this one: "
+                    "--out must name another folder"
+                )
 
     def _check_run(self, cell: Cell) -> None:
         """A name stands for one configuration, also where somebody gives a variant other values."""
         run = self.run_folder(cell.name)
         if not (run.path / CONFIG).exists():
             return
-        stored = run.stored_config()
+        try:
+            stored = run.stored_config()
+        except ConfigurationError:
+            return  # damage of one run: who reads its results or goes on with it names it
         if not same_run(stored.to_dict(), cell.config.to_dict()):
             differences = ", ".join(f"{name} {old!r}" for name, (_, old) in cell.config.differences(stored).items())
             raise ConfigurationError(
@@ -112,20 +114,23 @@ class ComparisonFolder:
                 "or the variant another name"
             )
 
-    def collect(self, cells: Sequence[Cell], results: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Add the lines of complete runs that a results file lacks; of two lines of one run there the later one counts.
+    def lines(
+        self, cells: Sequence[Cell], known: Iterable[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
+        """The result lines of these cells.
+
+        Args:
+            cells: of the comparison.
+            known: lines that are there already; of two of one run the later one counts.
 
         Returns:
-            The lines of these cells, and by name why complete runs have none: their files are damaged.
-
-        Raises:
-            ConfigurationError: if the file is none of results.
-            StorageError: if it cannot be written.
+            The known ones of these cells and those of further complete runs; of them the further ones; and by name
+            why complete runs have none: their files are damaged.
         """
-        known = {run_key(line["config"]): line for line in read_lines(results)}
+        there = {run_key(line["config"]): line for line in known}
         found, new, damaged = [], [], {}
         for cell in cells:
-            line = known.get(run_key(cell.config.to_dict()))
+            line = there.get(run_key(cell.config.to_dict()))
             if line is None and self.run_folder(cell.name).is_complete():
                 try:
                     line = self._line(cell)
@@ -135,9 +140,7 @@ class ComparisonFolder:
                 new.append(line)
             if line is not None:
                 found.append(line | {"variant": cell.variant})
-        if new:
-            add_lines(results, new)
-        return found, damaged
+        return found, new, damaged
 
     def _line(self, cell: Cell) -> dict[str, Any]:
         run = self.run_folder(cell.name)
@@ -145,9 +148,12 @@ class ComparisonFolder:
             run.stored_summary(), read_rows(run.path / METRICS), read_rows(run.path / EVOLUTION),
         )  # fmt: skip
         try:
-            return result_line(summary, metrics, records, cell.variant)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigurationError(f"{run.path / SUMMARY} is damaged: {type(error).__name__}: {error}") from error
+            line = checked_line(summary, metrics, records, cell.variant)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{run.path / SUMMARY} is damaged: {error}") from error
+        if not same_run(line["config"], cell.config.to_dict()):
+            raise ConfigurationError(f"{run.path / SUMMARY} is of another configuration")
+        return line
 
     @contextlib.contextmanager
     def opened(self, grid: Grid) -> Iterator[Sequence[Cell]]:
@@ -195,6 +201,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}") from error
+
+
+def _check_shared(path: Path, stored: dict[str, Any], grid: Grid) -> None:
+    # What a folder of an older version lacks has its usual value.
+    theirs = Config().to_dict() | stored["shared"] | {"recipe": stored["recipe"]}
+    mine = shared_values(grid)
+    words = [f"{name} {theirs.get(name)!r}, not {mine[name]!r}" for name in mine if theirs.get(name) != mine[name]]
+    if words:
+        raise ConfigurationError(
+            f"{path} holds runs of another grid, with {', '.join(words)}: --out must name another folder"
+        )
 
 
 def shared_values(grid: Grid) -> dict[str, Any]:

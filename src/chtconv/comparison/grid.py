@@ -116,18 +116,24 @@ class Grid:
         predictor.
 
         Raises:
-            ConfigurationError: if two different runs would go by one name.
+            ConfigurationError: if two different runs would go by one name, or one by two.
         """
         return list(self._cells)
 
     @cached_property
     def _cells(self) -> tuple[Cell, ...]:
         cells: dict[str, Cell] = {}
+        names: dict[Config, str] = {}
         for cell in self._combinations():
             known = cells.setdefault(cell.name, cell)
             if known.config != cell.config:
                 differences = ", ".join(known.config.differences(cell.config))
                 raise ConfigurationError(f"two runs are called {cell.name!r} and differ in {differences}.")
+            name = names.setdefault(cell.config, cell.variant)
+            if name != cell.variant:
+                raise ConfigurationError(
+                    f"{name!r} and {cell.variant!r} are one and the same run: leave one of them out."
+                )
         chosen = [cell for cell in cells.values() if not self.chosen or cell.variant in self.chosen]
         seeds, sparsities = (list(self.axes.get(name, ())) for name in ("seed", "sparsity"))
         order = sorted(chosen, key=lambda cell: (_place(cell.seed, seeds), _place(cell.sparsity, sparsities)))
@@ -263,6 +269,19 @@ def _check_name(name: str) -> None:
         raise unknown("value of a grid", name, (*SETTINGS, *PLURALS, "recipe", "variants"))
 
 
+def _check_variant_name(variant: str, name: str) -> None:
+    if name in SECTIONS["topology"]:
+        return
+    if name in AXES or PLURALS.get(name) in AXES:
+        one = PLURALS.get(name, name)
+        reason = "varies for all variants alike" if one == "seed" else f"takes several values; {one} takes one"
+    elif name in SETTINGS or name == "recipe":
+        reason = "is the same for all runs of a grid"
+    else:
+        raise unknown(f"value of variant {variant!r}", name, SECTIONS["topology"])
+    raise ConfigurationError(f"variant {variant!r}: {name} {reason}; accepted are {', '.join(SECTIONS['topology'])}.")
+
+
 def _is_name(table: dict[str, Any]) -> bool:
     return isinstance(table.get("name"), str) and bool(table["name"].strip())
 
@@ -274,12 +293,7 @@ def _variants(tables: Any) -> dict[str, dict[str, Any]]:
     for table in tables:
         changes = {key.replace("-", "_"): value for key, value in table.items() if key != "name"}
         for name in changes:
-            if name not in SECTIONS["topology"]:
-                _check_name(name)
-                raise ConfigurationError(
-                    f"variant {table['name']!r}: {name} is the same for all runs of a grid; accepted are "
-                    f"{', '.join(SECTIONS['topology'])}."
-                )
+            _check_variant_name(table["name"], name)
         if table["name"] in found:
             raise ConfigurationError(f"two variants are called {table['name']!r}.")
         found[table["name"]] = changes

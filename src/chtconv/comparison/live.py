@@ -102,7 +102,10 @@ class Live(View):
     def finished(self, cell: Cell, entry: Entry) -> None:
         """Print why a cell failed."""
         if entry.state == "failed":
-            self._screen.console.print(end_line(cell, entry), style="red", markup=False, highlight=False)
+            from rich.text import Text
+
+            # A style of the call would colour the table too, which is drawn again below.
+            self._screen.console.print(Text(end_line(cell, entry), style="red"))
 
     def refresh(self) -> None:
         """Draw the table again."""

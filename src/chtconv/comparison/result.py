@@ -66,17 +66,45 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
     Raises:
         ConfigurationError: naming the file and the line that is no JSON object, or has a configuration that is none.
     """
-    path = Path(path)
+    return [parsed(text, place) for place, text in placed_lines(Path(path))]
+
+
+def placed_lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a results file that are not empty, each with the words for its place; none where there is no file.
+
+    Raises:
+        ConfigurationError: if it cannot be read.
+    """
     if not path.exists():
         return []
-    lines = []
     try:
-        for number, text in enumerate(path.read_text().splitlines(), 1):
-            if text.strip():
-                lines.append(_parsed(text, f"{path}, line {number}"))
+        texts = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}") from error
-    return lines
+    return [(f"{path}, line {number}", text) for number, text in enumerate(texts, 1) if text.strip()]
+
+
+def parsed(text: str, place: str) -> dict[str, Any]:
+    """The result that a line of a results file holds.
+
+    Args:
+        text: the line.
+        place: where it is, for the message.
+
+    Raises:
+        ConfigurationError: if it is no JSON object, or has a configuration that is none.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refused)
+    except ValueError as error:
+        raise ConfigurationError(f"{place} is no JSON: {error}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+        raise ConfigurationError(f"{place} is no result of a run: accepted is an object with its config.")
+    try:
+        identity(value["config"])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}, is no result of a run of this version: {error}") from error
+    return value
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,20 +177,6 @@ def _known(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _parsed(text: str, place: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text, parse_constant=_refused)
-    except ValueError as error:
-        raise ConfigurationError(f"{place} is no JSON: {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
-        raise ConfigurationError(f"{place} is no result of a run: accepted is an object with its config.")
-    try:
-        identity(value["config"])
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{place}, is no result of a run of this version: {error}") from error
-    return value
 
 
 def _refused(constant: str) -> None:

@@ -1,27 +1,69 @@
-"""A results file that several comparisons may add lines to at the same time."""
+"""A results file that several comparisons may add lines to at the same time, and in which lines may be damaged."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chtconv.comparison.result import read_lines, run_key
-from chtconv.files import StorageError, holding, write_jsonl
+from chtconv.comparison.result import parsed, placed_lines, run_key
+from chtconv.comparison.rows import check_line
+from chtconv.errors import ConfigurationError
+from chtconv.files import StorageError, holding, write_atomically
+
+
+def usable_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines that tables can be made of, oldest first, and what is wrong with each of the others.
+
+    Raises:
+        ConfigurationError: if the file cannot be read.
+    """
+    lines, problems = [], []
+    for place, text in placed_lines(path):
+        try:
+            lines.append(_usable(text, place))
+        except ConfigurationError as error:
+            problems.append(str(error))
+    return lines, problems
+
+
+def _usable(text: str, place: str) -> dict[str, Any]:
+    line = parsed(text, place)
+    try:
+        check_line(line)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place} is no result of a run: {error}") from error
+    return line
 
 
 def add_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Add the lines of runs that the file has none of; those that others added meanwhile stay.
+    """Add the lines of runs that the file has none of; all that is there stays, also what cannot be used.
 
     Raises:
-        ConfigurationError: if the file is none of results.
+        ConfigurationError: if the file cannot be read.
         StorageError: if it cannot be written.
     """
+    if not lines:
+        return
     with _alone(path):
-        known = read_lines(path)
-        present = {run_key(line["config"]) for line in known}
+        present = {run_key(line["config"]) for line in usable_lines(path)[0]}
         lacking = [line for line in lines if run_key(line["config"]) not in present]
         if lacking:
-            write_jsonl(path, [*known, *lacking])
+            before = path.read_text() if path.exists() else ""
+            whole = before if not before or before.endswith("\n") else f"{before}\n"
+            write_atomically(
+                path, (whole + "".join(json.dumps(line, allow_nan=False) + "\n" for line in lacking)).encode()
+            )
+
+
+def check_writable(path: Path) -> None:
+    """Find out before anything is trained whether lines can be added.
+
+    Raises:
+        StorageError: if they cannot.
+    """
+    with _alone(path):
+        pass
 
 
 @contextlib.contextmanager

@@ -1,14 +1,15 @@
 """Result lines by variant: a row for runs that differ in nothing but their seed."""
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Final, Literal
 
 from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.paper import PaperCell, paper_cell, readings
-from chtconv.comparison.result import distinct, identity, variant_of
+from chtconv.comparison.result import distinct, identity, result_line, variant_of
 from chtconv.comparison.statistics import Estimate, Interval, difference, estimate
 from chtconv.errors import ConfigurationError
 from chtconv.training.config import SECTIONS
@@ -106,6 +107,48 @@ def rows(lines: Iterable[Mapping[str, Any]]) -> list[Row]:
         groups.setdefault(tuple(_setting(line).values()), []).append(line)
     found = [_row(sorted(group, key=_seed), variant_of(group[-1])) for group in groups.values()]
     return sorted(_told_apart(found), key=_place)
+
+
+def check_line(line: Mapping[str, Any]) -> None:
+    """Refuse a result line that tables cannot be made of.
+
+    Raises:
+        ConfigurationError: naming what is wrong with it.
+
+    >>> check_line({"config": {"method": "set"}, "test_accuracy": 0.9})
+    >>> check_line({"config": {}})
+    Traceback (most recent call last):
+    chtconv.errors.ConfigurationError: KeyError: 'method'
+    """
+    with _damage_named():
+        rows([line])
+
+
+def checked_line(
+    summary: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
+    variant: str,
+) -> dict[str, Any]:
+    """The line of a complete run whose files may be damaged, see :func:`chtconv.comparison.result.result_line`.
+
+    Raises:
+        ConfigurationError: naming what is wrong with them.
+    """
+    with _damage_named():
+        line = result_line(summary, metrics, records, variant)
+    check_line(line)
+    return line
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"{type(error).__name__}: {error}") from error
 
 
 def natural(text: str) -> tuple[tuple[int, float, str], ...]:

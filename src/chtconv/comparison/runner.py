@@ -15,7 +15,7 @@ from chtconv.comparison import session
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.outcome import Outcome, Task
 from chtconv.comparison.process import TIME_IS_UP, run_cell, write_failure
-from chtconv.training.run_folder import METRICS
+from chtconv.training.run_folder import RunFolder
 
 GIVEN_BACK: Final = Outcome("stopped", "the engine gave it back: the connection to its scheduler was lost")
 _LOOK_EVERY: Final = 1.0  # seconds
@@ -143,7 +143,7 @@ class _Work:
 
     def _worth_another_attempt(self, cell: Cell) -> bool:
         """Whether the cell gained an epoch since the engine gave up on it last, or few attempts were made since."""
-        epochs = _epochs(self._run(cell))
+        epochs = RunFolder(self._run(cell)).epochs()
         before, attempts = self._given_up.get(cell.name, (epochs, 0))
         attempts = 1 if epochs > before else attempts + 1
         self._given_up[cell.name] = (epochs, attempts)
@@ -151,10 +151,3 @@ class _Work:
 
     def _run(self, cell: Cell) -> Path:
         return self._session.path.parent / cell.name
-
-
-def _epochs(run: Path) -> int:
-    try:
-        return len((run / METRICS).read_text().splitlines())
-    except OSError:
-        return 0

@@ -14,7 +14,8 @@ from chtconv.comparison.grid import Grid
 from chtconv.comparison.live import view_on
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP
-from chtconv.comparison.result import read_lines, run_key
+from chtconv.comparison.result import run_key
+from chtconv.comparison.results_file import add_lines, check_writable, usable_lines
 from chtconv.comparison.runner import GIVEN_BACK, View, run_cells
 from chtconv.errors import ConfigurationError
 from chtconv.files import StorageError
@@ -30,6 +31,9 @@ class Study:
         grid: its runs.
         results: file with a line a run, in which runs may be that were made elsewhere; None is the folder's own.
 
+    Attributes:
+        problems: what is wrong with lines of the results, which are passed over.
+
     Raises:
         ConfigurationError: if the folder holds runs of another grid, or the results cannot be read or have no folder.
     """
@@ -41,14 +45,15 @@ class Study:
         self._results = Path(results) if results else path / RESULTS
         self._outcomes: dict[str, Outcome] = {}
         self._damaged: dict[str, str] = {}
+        self._storage = ""
         if results and not self._results.absolute().parent.is_dir():
             raise ConfigurationError(f"results={str(results)!r}: accepted is a file in a folder that exists.")
         self.folder.check(grid)
-        self._elsewhere = self._known_elsewhere()
+        known, self.problems = usable_lines(self._results)
+        self._elsewhere = self._known_elsewhere({run_key(line["config"]) for line in known})
 
-    def _known_elsewhere(self) -> set[str]:
+    def _known_elsewhere(self, known: set[tuple[Any, ...]]) -> set[str]:
         """Cells that have a line in the results and no complete run in the folder."""
-        known = {run_key(line["config"]) for line in read_lines(self._results)}
         return {
             cell.name
             for cell in self.cells
@@ -65,19 +70,29 @@ class Study:
 
     def listed(self) -> Iterator[str]:
         """A line a cell: how far it is, and where it lies."""
+        _, _, damaged = self.folder.lines(self.cells, usable_lines(self._results)[0])
         for cell in self.cells:
             epochs = cell.config.optimisation.epochs
             if cell.name in self._elsewhere:
                 yield f"{'done':<8} {epochs:>4}/{epochs:<4} {self._results}: {cell.name}"
                 continue
-            state = self.folder.state(cell.name)
-            reason = f": {self.folder.failure(cell.name)}" if state == "failed" else ""
-            yield f"{state:<8} {self.folder.epochs(cell.name):>4}/{epochs:<4} {self.folder.path / cell.name}{reason}"
+            run, state = self.folder.run_folder(cell.name), self.folder.state(cell.name)
+            if cell.name in damaged:
+                state, reason = "failed", damaged[cell.name]
+            else:
+                reason = self.folder.failure(cell.name) if state == "failed" else ""
+            yield f"{state:<8} {run.epochs():>4}/{epochs:<4} {run.path}" + (f": {reason}" if reason else "")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the folder, so that no other process trains its cells."""
+        """Hold the folder, so that no other process trains its cells.
+
+        Raises:
+            ConfigurationError: as :meth:`ComparisonFolder.opened`.
+            StorageError: if the folder or the results cannot be written to.
+        """
         with self.folder.opened(self.grid):
+            check_writable(self._results)
             yield
 
     def run(self, engine: Executor, *, deadline: float | None, threads: int | None, stream: TextIO) -> None:
@@ -103,15 +118,27 @@ class Study:
             self.lines()
 
     def lines(self) -> list[dict[str, Any]]:
-        """The result lines of the runs that are done; those that are new go into the results file."""
-        lines, self._damaged = self.folder.collect(self.cells, self._results)
+        """The result lines of the runs that are done; those that are new go into the results file, if that can be."""
+        known: list[dict[str, Any]] = []
+        self._storage = ""
+        try:
+            known, _ = usable_lines(self._results)
+        except ConfigurationError as error:
+            self._storage = str(error)
+        lines, new, self._damaged = self.folder.lines(self.cells, known)
+        try:
+            add_lines(self._results, new)
+        except (ConfigurationError, StorageError) as error:
+            self._storage = str(error)
         return lines
 
     def _add(self, cell: Cell) -> None:
-        self.folder.collect([cell], self._results)
+        known, _ = usable_lines(self._results)
+        _, new, _ = self.folder.lines([cell], known)
+        add_lines(self._results, new)
 
     def ending(self) -> tuple[str, int]:
-        """What is to be said at the end, and the exit code: 0 complete, 1 with failures, 3 out of time."""
+        """What is to be said at the end, and the exit code: 0 complete, 1 with anything that failed, 3 out of time."""
         left = self._left()
         failed = [(cell, outcome) for cell, outcome in left if outcome.state == "failed"]
         cut = Counter(outcome.reason for _, outcome in left if outcome in _CUT_SHORT)
@@ -125,7 +152,9 @@ class Study:
             words.append("  the same command goes on with what is missing")
         elif failed:
             words.append("  the same command tries what failed again")
-        return "\n".join(words), 1 if failed or cut else 3 if late else 0
+        if self._storage:
+            words.append(f"  {self._storage}; the same command adds what lacks there")
+        return "\n".join(words), 1 if failed or cut or self._storage else 3 if late else 0
 
     def _left(self) -> list[tuple[Cell, Outcome]]:
         """The cells that are not done, and why."""

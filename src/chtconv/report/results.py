@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chtconv.comparison.result import identity, result_line
+from chtconv.comparison.rows import check_line, checked_line
 from chtconv.comparison.sheets import LEGEND, sheets
 from chtconv.comparison.table import tables
 from chtconv.errors import ConfigurationError
@@ -41,15 +41,13 @@ class PageTable:
 def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[str]]:
     """The tables of all complete runs, p values adjusted over all of them, and what was left out and why."""
     lines, problems = [], []
-    for run in (run for comparison in comparisons for run in comparison.done):
-        try:
-            line = _line(run)
-            identity(line["config"])
-            tables([line])
-        except (ConfigurationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            problems.append(f"{run.name} is left out of the tables: {type(error).__name__}: {error}")
-        else:
-            lines.append(line)
+    for comparison in comparisons:
+        of = f" of {comparison.title}" if len(comparisons) > 1 else ""
+        for run in comparison.done:
+            try:
+                lines.append(_line(run))
+            except ConfigurationError as error:
+                problems.append(f"{run.name}{of} is left out of the tables: {error}")
     found = sheets(tables(lines)) if lines else []
     return [
         PageTable(sheet.title, sheet.header, sheet.rows, sheet.labels, _meanings(sheet.header)) for sheet in found
@@ -58,9 +56,11 @@ def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[st
 
 def _line(run: Run) -> dict[str, Any]:
     """The line of results of a run; of a run that has nothing else, it is there already."""
-    if run.from_line:
-        return {**run.summary, "variant": run.variant}
-    return result_line(run.summary, run.metrics, run.records, run.variant)
+    if not run.from_line:
+        return checked_line(run.summary, run.metrics, run.records, run.variant)
+    line = {**run.summary, "variant": run.variant}
+    check_line(line)
+    return line
 
 
 def _meanings(header: Sequence[str]) -> list[tuple[str, str]]:

@@ -82,7 +82,10 @@ def _restore(run: Run, folder: RunFolder) -> None:
     try:
         run.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"the checkpoint in {folder.path} does not fit the run: {error}") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigurationError(
+            f"the checkpoint in {folder.path} does not fit the run: {reason}; without {folder.path} the run starts anew"
+        ) from error
     folder.save_tables(run.metrics, run.records)
 
 

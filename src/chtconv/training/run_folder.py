@@ -60,6 +60,13 @@ class RunFolder:
         """Whether the run ended, and its summary is there."""
         return (self.path / SUMMARY).exists()
 
+    def epochs(self) -> int:
+        """Epochs that its table has; 0 where there is none that can be read."""
+        try:
+            return len((self.path / METRICS).read_bytes().splitlines())
+        except OSError:
+            return 0
+
     def stored_config(self) -> Config:
         """The configuration that the run was started with.
 
@@ -193,7 +200,11 @@ class RunFolder:
         return absent
 
     def _check_same(self, config: Config) -> None:
-        differences = config.differences(self.stored_config())
+        try:
+            stored = self.stored_config()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}; without {self.path} the run starts anew") from error
+        differences = config.differences(stored)
         if differences:
             words = ", ".join(f"{name} {mine!r} instead of {stored!r}" for name, (mine, stored) in differences.items())
             raise ConfigurationError(f"the run in {self.path} was started with another configuration: {words}")
