@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from chtconv.errors import ConfigurationError
 
+# How the names of files end that are there only while something is being written: locks, and what is not whole yet.
 LOCK: Final = ".lock"
+PARTIAL: Final = ".partial"
 
 
 class StorageError(OSError):
@@ -24,7 +26,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         StorageError: naming the file and the cause (a full disk, a missing permission).
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(content)

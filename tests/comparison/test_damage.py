@@ -195,6 +195,9 @@ def test_without_its_table_of_contents_a_folder_holds_runs_of_this_grid_only(cht
     code, _, error = compare(chtconv, done, "--width", "0.5")
     assert code == 2
     assert "holds a run of another grid, with width 0.25" in error
+    (done / ".git").mkdir()
+    assert "holds no comparison, and .git, which is no run of this one" in compare(chtconv, done)[2]
+    (done / ".git").rmdir()
     (done / "set-0.5-seed9").mkdir()
     code, _, error = compare(chtconv, done)
     assert code == 2

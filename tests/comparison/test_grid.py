@@ -194,7 +194,10 @@ def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
             "'SET' and 'mine' are one and the same run: leave one of them out",
         ),
         ({"variants": [{"name": "a", "method": "set"}, {"name": "a", "method": "cht"}]}, "two variants are called 'a'"),
-        ({"variants": [{"name": "a b", "method": "set"}, {"name": "a-b", "method": "cht"}]}, "two runs are called"),
+        (
+            {"variants": [{"name": "a b", "method": "set"}, {"name": "a-b", "method": "cht"}]},
+            "two runs are called 'a-b-0.9-seed14' ('a b' and 'a-b') and differ in method",
+        ),
     ],
 )
 def test_what_is_no_grid_is_named(table: dict[str, Any], message: str) -> None:

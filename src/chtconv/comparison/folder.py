@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from chtconv.comparison import session
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.grid import AXES, Grid
 from chtconv.comparison.result import PLACEMENT, run_key, same_run
 from chtconv.comparison.rows import checked_line
 from chtconv.errors import ConfigurationError
-from chtconv.files import StorageError, locked, write_json
+from chtconv.files import LOCK, PARTIAL, StorageError, locked, write_json
 from chtconv.training import Config
 from chtconv.training.run_folder import CONFIG, EVOLUTION, METRICS, SUMMARY, RunFolder
 
@@ -90,11 +91,11 @@ class ComparisonFolder:
 
     def _check_strangers(self, names: set[str]) -> None:
         """Where nothing says whose folder it is, all that is in it must be of this grid."""
-        for each in self.path.iterdir():
-            # Hidden are locks, sessions, and what was left half written.
-            if each.name not in names and each.name != RESULTS and not each.name.startswith("."):
+        for each in sorted(path.name for path in self.path.iterdir()):
+            passing = each.startswith(session.PREFIX) or (each.startswith(".") and each.endswith((LOCK, PARTIAL)))
+            if each not in names and each != RESULTS and not passing:
                 raise ConfigurationError(
-                    f"{self.path} holds no comparison, and {each.name}, which is no run of this one: "
+                    f"{self.path} holds no comparison, and {each}, which is no run of this one: "
                     "--out must name another folder"
                 )
 

@@ -128,7 +128,8 @@ class Grid:
             known = cells.setdefault(cell.name, cell)
             if known.config != cell.config:
                 differences = ", ".join(known.config.differences(cell.config))
-                raise ConfigurationError(f"two runs are called {cell.name!r} and differ in {differences}.")
+                both = " and ".join(map(repr, dict.fromkeys((known.variant, cell.variant))))
+                raise ConfigurationError(f"two runs are called {cell.name!r} ({both}) and differ in {differences}.")
             name = names.setdefault(cell.config, cell.variant)
             if name != cell.variant:
                 raise ConfigurationError(

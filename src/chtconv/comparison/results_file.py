@@ -9,7 +9,7 @@ from typing import Any
 from chtconv.comparison.result import parsed, placed_lines, run_key
 from chtconv.comparison.rows import check_line
 from chtconv.errors import ConfigurationError
-from chtconv.files import StorageError, holding, write_atomically
+from chtconv.files import LOCK, StorageError, holding, write_atomically
 
 
 def usable_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -71,7 +71,7 @@ def _alone(path: Path) -> Iterator[None]:
     """Keep others waiting who would replace the file as well: what they read would lack what is written here."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(holding(path.with_name(f".{path.name}.lock"), patient=True))
+            stack.enter_context(holding(path.with_name(f".{path.name}{LOCK}"), patient=True))
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         yield

@@ -17,7 +17,7 @@ from typing import Final
 
 from chtconv.errors import ConfigurationError
 
-_PREFIX: Final = ".session-"
+PREFIX: Final = ".session-"
 _OPEN: Final = ".open"
 # What still runs when a session ends looks every half second; a shared file system may show it later.
 _PATIENCE: Final = 10.0
@@ -77,9 +77,9 @@ def opened(folder: Path) -> Iterator[Session]:
 
     On leaving, the session ends, and cells that still run have a few seconds to stop.
     """
-    for old in folder.glob(_PREFIX + "*"):
+    for old in folder.glob(PREFIX + "*"):
         _end(old, patience=0.0)
-    path = folder / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
+    path = folder / f"{PREFIX}{uuid.uuid4().hex[:8]}"
     path.mkdir()
     (path / _OPEN).touch()
     try:
