@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from scipy import stats
 
 from chtconv.report.facts import facts
-from chtconv.report.figures import accuracy, against, evolution, scores, slices
+from chtconv.report.figures import accuracy, against, differences, evolution, scores, slices
 from chtconv.report.figures.layers import layouts
 from chtconv.report.figures.picture import MOST_LINES, Panel, Picture, draw, panels
 from chtconv.report.masks import layer_links, links_of
 from chtconv.report.reading import read
+from chtconv.report.results import beside_baselines
 from chtconv.report.run import Comparison, Run
 from chtconv.report.sections import sections
 
@@ -178,3 +180,51 @@ def test_a_commit_with_changes_is_no_other_commit(found: Comparison) -> None:
     warnings = facts(Comparison("", runs)).warnings
     assert "Some runs were made from source with uncommitted changes." in warnings
     assert not any("different commits" in each for each in warnings)
+
+
+def measured(accuracies: dict[str, list[float]], sparsity: float = 0.9) -> list[Run]:
+    """Complete runs of SET and of forms of CHTs, of which nothing is left but their lines of results."""
+    return [
+        Run(
+            f"{variant} {seed}", Path(variant), "done", "", variant, config,
+            {"config": config, "test_accuracy": value / 100, "curve": {"test_accuracy": [value / 100]}},
+            [{"test_accuracy": value / 100}],
+        )
+        for index, (variant, values) in enumerate(accuracies.items())
+        for seed, value in enumerate(values)
+        for config in [
+            {"method": "set" if variant == "SET" else "chts", "sparsity": sparsity, "seed": seed, "validation": 0,
+             "temperature": None if variant == "SET" else 1.0 + index}
+        ]
+    ]  # fmt: skip
+
+
+def test_differences_are_paired_with_the_intervals_of_a_paired_t_test() -> None:
+    accuracies = {"SET": [70.0, 72.0, 71.0], "CHTs": [71.0, 72.5, 73.0], "CHTs, more": [69.0, 70.0, 75.0]}
+    comparison = Comparison("", measured(accuracies))
+    (picture,) = differences.pictures(comparison, beside_baselines(comparison), "k")
+    for variant in ("CHTs", "CHTs, more"):
+        found = stats.ttest_rel(accuracies[variant], accuracies["SET"]).confidence_interval(0.95)
+        mean = np.mean(accuracies[variant]) - np.mean(accuracies["SET"])
+        assert f"{variant} minus SET {mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})" in picture.alternative
+    assert "3 pairs each" in picture.caption
+
+
+def test_differences_take_two_pairs_and_a_table_of_their_own() -> None:
+    single = Comparison("", measured({"SET": [70.0], "CHTs": [71.0]}))
+    assert differences.pictures(single, beside_baselines(single), "k") == []
+    wide = [replace(run, summary={**run.summary, "config": run.config | {"width": 0.5}}) for run in single.runs]
+    assert len(beside_baselines(single)) == 1
+    assert beside_baselines(replace(single, runs=[*single.runs, *wide])) == ()
+
+
+def test_many_differences_are_shared_out_by_sparsity_and_by_what_they_are_to() -> None:
+    many = {"SET": [70.0, 71.0]} | {f"CHTs {index}": [71.0, 73.0 + index] for index in range(differences.MOST_ROWS)}
+    runs = [run for sparsity in (0.8, 0.9) for run in measured(many | {"CHTs last": [60.0, 63.0]}, sparsity)]
+    comparison = Comparison("", runs)
+    found = differences.pictures(comparison, beside_baselines(comparison), "k")
+    assert [picture.alternative.count(" minus ") for picture in found] == [differences.MOST_ROWS, 1] * 2
+    titles = [re.search(r"points at (.*?)\.", picture.alternative) for picture in found]
+    assert [title and title[1] for title in titles] == [
+        f"{sparsity}% sparsity ({part} of 2)" for sparsity in (80, 90) for part in (1, 2)
+    ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from chtconv.comparison.rows import check_line, checked_line
 from chtconv.comparison.sheets import LEGEND, sheets
+from chtconv.comparison.table import Comparison as Difference
 from chtconv.comparison.table import tables
 from chtconv.errors import ConfigurationError
 from chtconv.report.facts import STATES
@@ -43,15 +44,30 @@ def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[st
     lines, problems = [], []
     for comparison in comparisons:
         of = f" of {comparison.title}" if len(comparisons) > 1 else ""
-        for run in comparison.done:
-            try:
-                lines.append(_line(run))
-            except ConfigurationError as error:
-                problems.append(f"{run.name}{of} is left out of the tables: {error}")
+        usable, damaged = _lines(comparison)
+        lines += usable
+        problems += [f"{name}{of} is left out of the tables: {reason}" for name, reason in damaged.items()]
     found = sheets(tables(lines)) if lines else []
     return [
         PageTable(sheet.title, sheet.header, sheet.rows, sheet.labels, _meanings(sheet.header)) for sheet in found
     ], problems
+
+
+def beside_baselines(comparison: Comparison) -> Sequence[Difference]:
+    """The differences that its table shows; none where its runs make several tables, or none."""
+    found = tables(_lines(comparison)[0])
+    return found[0].comparisons if len(found) == 1 else ()
+
+
+def _lines(comparison: Comparison) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The lines of results of its complete runs, and by name why others have none that is of use."""
+    lines, damaged = [], {}
+    for run in comparison.done:
+        try:
+            lines.append(_line(run))
+        except ConfigurationError as error:
+            damaged[run.name] = str(error)
+    return lines, damaged
 
 
 def _line(run: Run) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from chtconv.report.figures import accuracy, against, cost, degrees, evolution, positions, scores, slices
+from chtconv.report.figures import accuracy, against, cost, degrees, differences, evolution, positions, scores, slices
 from chtconv.report.figures.layers import Layers, Runs
 from chtconv.report.figures.picture import Panel, Picture, panels
 from chtconv.report.masks import links_of
 from chtconv.report.naming import brief
-from chtconv.report.results import PageTable, run_list
+from chtconv.report.results import PageTable, beside_baselines, run_list
 from chtconv.report.run import Comparison
 
 MOST_MAPS: Final = 24
@@ -53,8 +53,12 @@ def sections(comparison: Comparison, key: str) -> list[Section]:
 
 
 def _accuracy(comparison: Comparison, key: str, common: str) -> Section:
-    drawn = [*against.against_sparsity(comparison, key), *accuracy.curves(comparison, key)]
-    drawn += accuracy.seeds(comparison, key)
+    drawn = [
+        *against.against_sparsity(comparison, key),
+        *differences.pictures(comparison, beside_baselines(comparison), key),
+        *accuracy.curves(comparison, key),
+        *accuracy.seeds(comparison, key),
+    ]
     text = f"In figures names go without what those of all sparse runs have in common: {common}." if common else ""
     return Section("Accuracy", text if drawn else "No run has finished an epoch.", {"": drawn})
 

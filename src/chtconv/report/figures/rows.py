@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from chtconv.report.figures.picture import Panel, draw, short
 from chtconv.report.series import Values
 
-_LABEL: Final = 24  # characters of a line
+ROW: Final = 24  # characters of a line of a label
 
 
 def dots(panel: Panel, key: str, values: Mapping[str, Values], *, title: str, x: str, from_zero: bool = False) -> str:
@@ -50,10 +50,10 @@ def two_lines(name: str) -> list[str]:
     >>> two_lines("SET, ERK"), two_lines("CHTs, allocation layer, all windows, smoothing 0.5")
     (['SET, ERK'], ['CHTs, allocation layer,…', 'windows, smoothing 0.5'])
     """
-    cut = (wrap(short(name, most), _LABEL) for most in range(2 * _LABEL, 0, -1))
+    cut = (wrap(short(name, most), ROW) for most in range(2 * ROW, 0, -1))
     return next(lines for lines in cut if len(lines) <= 2)
 
 
-def rows_height(number: int) -> float:
-    """Inches of a chart with so many rows."""
-    return 0.95 + 0.28 * number
+def rows_height(number: int, lines: int = 2) -> float:
+    """Inches of a chart with so many rows, whose labels have so many lines at most."""
+    return 0.95 + 0.14 * lines * number
