@@ -5,20 +5,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from frozen_tests import FROZEN_TESTS, FrozenTest
 from layout import ROOT, markdown, read
 
 from chtconv.comparison.rendering import markdown as comparison_tables
 from chtconv.comparison.rendering import markdown_sheet
 from chtconv.comparison.result import read_lines
-from chtconv.comparison.rows import rows
 from chtconv.comparison.sheets import accuracy, percent, points, probability, results_sheet
-from chtconv.comparison.statistics import holm, paired
 from chtconv.comparison.table import tables
-
-_CHTS = "CHTs, allocation layer, all windows, kernel shares links"
-_SMOOTHED = "CHTs, allocation layer, all windows, smoothing 0.5"
-# Of the names of variants, what the text around a table says.
-_COMMON = ("allocation layer", "all windows", "kernel shares links")
 
 
 def results(name: str, sparsity: float | None = None, pairs: int = 1) -> str:
@@ -35,31 +29,18 @@ def results(name: str, sparsity: float | None = None, pairs: int = 1) -> str:
     return comparison_tables([replace(table, comparisons=some) for table, some in zip(found, shown, strict=True)])
 
 
-def frozen_test(mine: str, *names: str) -> str:
-    """A test that was frozen before its runs: accuracies, and paired differences of one variant to all others.
-
-    Args:
-        mine: the variant; p values are adjusted (Holm) for all of its differences together, at all sparsities.
-        names: of the files in results/ that its runs and those of the others are in.
-    """
-    found = rows(line for name in names for line in read_lines(ROOT / "results" / name))
-    own = {row.sparsity: row for row in found if row.variant == mine}
-    beside = [row for row in found if row.sparsity in own]
-    others = [row for row in beside if row.variant != mine]
-    tests = [paired(own[row.sparsity].accuracies, row.accuracies) for row in others]
-    cells = {(_short(row.variant), row.sparsity): accuracy(row.accuracy) for row in beside}
-    for row, each, p in zip(others, tests, holm([each.p for each in tests]), strict=True):
-        difference = points(each.difference, each.interval)
-        title = f"{_short(mine)} minus {_short(row.variant)}"
-        cells[title, row.sparsity] = difference if p is None else f"{difference} (p {probability(p)})"
-    titles = dict.fromkeys(title for title, _ in cells)
-    body = [[title, *(cells.get((title, sparsity), "") for sparsity in sorted(own))] for title in titles]
-    return markdown(["", *(f"{percent(sparsity)} sparsity" for sparsity in sorted(own))], body) if own else ""
-
-
-def _short(variant: str) -> str:
-    """A variant without what the forms of a confirmation have in common."""
-    return ", ".join(part for part in variant.split(", ") if part not in _COMMON)
+def frozen_test(test: FrozenTest) -> str:
+    """Accuracies, and paired differences of the variant of the test to all others."""
+    cells = {(test.called(row.variant), row.sparsity): accuracy(row.accuracy) for row in test.rows}
+    for each in test.differences:
+        difference = points(each.paired.difference, each.paired.interval)
+        title = f"{test.called(test.variant)} minus {each.other}"
+        cells[title, each.sparsity] = difference if each.p is None else f"{difference} (p {probability(each.p)})"
+    body = [
+        [title, *(cells.get((title, sparsity), "") for sparsity in test.sparsities)]
+        for title in dict.fromkeys(title for title, _ in cells)
+    ]
+    return markdown(["", *(f"{percent(sparsity)} sparsity" for sparsity in test.sparsities)], body) if body else ""
 
 
 def accuracies(name: str) -> str:
@@ -93,9 +74,7 @@ def reach() -> str:
 
 # By name.
 TABLES: dict[str, Callable[[], str]] = {
-    "confirmation": partial(frozen_test, _CHTS, "confirmation.jsonl"),
-    "confirmation_smoothing": partial(frozen_test, _SMOOTHED, "confirmation.jsonl", "confirmation-smoothing.jsonl"),
-    "confirmation_paper": partial(frozen_test, "CHT", "confirmation-paper.jsonl"),
+    **{name: partial(frozen_test, test) for name, test in FROZEN_TESTS.items()},
     "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
     "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
     "screening": partial(results, "screening.jsonl", pairs=2),

@@ -1,6 +1,6 @@
-"""Writes the tables of the README and the docs from the lines in results/: no number there is typed.
+"""Writes the tables of the README and the docs, and the figure of the evidence, from the lines in results/.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+No number there is typed. A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
 python experiments/tables.py            writes them
 python experiments/tables.py --check    exit code 1 where they say something else than the results
@@ -12,6 +12,7 @@ import sys
 from functools import cache
 
 import benchmark_tables
+import evidence_figure
 import evidence_tables
 from layout import ROOT
 
@@ -43,6 +44,10 @@ def main() -> None:
             sys.exit(f"{page.relative_to(ROOT)} differs from results/; run: make tables")
         if not check:
             page.write_text(after)
+    if not evidence_figure.is_current():
+        if check:
+            sys.exit(f"{evidence_figure.FIGURE.relative_to(ROOT)} differs from results/; run: make tables")
+        evidence_figure.draw()
 
 
 if __name__ == "__main__":

@@ -91,30 +91,43 @@ def test_the_table_of_training_has_the_latest_line_of_each_width_and_precision(e
     assert tables.training() == ""
 
 
-# What the tables call the methods of each file of results.
+# What the tables call the variants of each file of results, the one that its test is about first.
 NAMES = {
-    "confirmation": {"set": "SET", "rigl": "RigL", "chts": "CHTs", "occupancy": "slice occupancy"},
-    "confirmation-smoothing": {"chts": "CHTs, smoothing 0.5"},
-    "confirmation-paper": {"set": "SET", "cht": "CHT", "occupancy": "slice occupancy"},
+    "confirmation": {
+        "CHTs, allocation layer, all windows, kernel shares links": "CHTs",
+        "SET, allocation layer": "SET",
+        "RigL, allocation layer": "RigL",
+        "slice occupancy, allocation layer, all windows": "slice occupancy",
+    },
+    "confirmation-smoothing": {"CHTs, allocation layer, all windows, smoothing 0.5": "CHTs, smoothing 0.5"},
+    "confirmation-paper": {"CHT": "CHT", "SET": "SET", "slice occupancy": "slice occupancy"},
+    "confirmation-density": {
+        "CHTs, density cubic, all windows": "CHTs",
+        "SET, density cubic": "SET",
+        "SET, density cubic, allocation layer": "SET, allocation layer",
+        "GraNet": "GraNet",
+        "slice occupancy, density cubic, all windows": "slice occupancy",
+    },
 }
-# The method that a test is about, and the files that its runs and those of the others are in.
+# The files that the runs of a test are in, its own last.
 TESTS = [
-    ("chts", ["confirmation"]),
-    ("chts", ["confirmation", "confirmation-smoothing"]),
-    ("cht", ["confirmation-paper"]),
+    ["confirmation"],
+    ["confirmation", "confirmation-smoothing"],
+    ["confirmation-paper"],
+    ["confirmation-density"],
 ]
 
 
-@pytest.mark.parametrize(("method", "files"), TESTS)
-def test_the_tables_of_frozen_tests_are_paired_tests(experiments, method, files):
+@pytest.mark.parametrize("files", TESTS)
+def test_the_tables_of_frozen_tests_are_paired_tests(experiments, files):
     """Paired t-tests by scipy, the p values adjusted by hand."""
     accuracies = {}
     for file in files:
         for text in (ROOT / "results" / f"{file}.jsonl").read_text().splitlines():
             line = json.loads(text)
-            key = NAMES[file][line["config"]["method"]], line["config"]["sparsity"]
+            key = NAMES[file][line["variant"]], line["config"]["sparsity"]
             accuracies.setdefault(key, {})[line["seed"]] = 100 * line["test_accuracy"]
-    mine = NAMES[files[-1]][method]
+    mine = next(iter(NAMES[files[-1]].values()))
     others = {name for name, _ in accuracies} - {mine}
     sparsities = sorted(sparsity for name, sparsity in accuracies if name == mine)
     differences, p_values = {}, {}
@@ -153,3 +166,24 @@ def test_every_table_has_a_place_and_every_place_a_table(experiments):
     assert sum(page.read_text().count("<!-- end -->") for page in tables.PAGES) == len(places)
     with pytest.raises(SystemExit, match="there is no table 'nothing'"):
         tables.filled("<!-- table: nothing -->\n<!-- end -->")
+
+
+def test_the_figure_of_the_evidence_shows_the_differences_of_its_tables_and_knows_when_it_is_old(
+    experiments, monkeypatch, tmp_path
+):
+    figure, tests = experiments("evidence_figure"), experiments("frozen_tests").FROZEN_TESTS
+    rows = [row for row in figure.shown() if "other" in row]
+    for name, test in tests.items():
+        table = experiments("evidence_tables").TABLES[name]()
+        for each in test.differences:
+            if each.paired.interval is None:
+                continue
+            (row,) = [row for row in rows if row["mean"] == each.paired.difference and row["other"] == each.other]
+            assert f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" in table
+    assert len(rows) == sum(each.paired.interval is not None for test in tests.values() for each in test.differences)
+    monkeypatch.setattr(figure, "FIGURE", tmp_path / "evidence.png")
+    assert not figure.is_current()
+    figure.draw()
+    assert figure.is_current()
+    monkeypatch.setattr(figure, "shown", lambda: rows[1:])
+    assert not figure.is_current()

@@ -1,0 +1,98 @@
+"""The tests that were frozen before their runs: one variant against all others, paired by seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from layout import ROOT
+
+from chtconv.comparison.result import read_lines
+from chtconv.comparison.rows import Row, rows
+from chtconv.comparison.statistics import Paired, holm, paired
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The variant of a test minus another one.
+
+    Attributes:
+        other: how the table calls the other one.
+        sparsity: of both.
+        paired: in points of test accuracy.
+        p: adjusted (Holm) for all differences of the test; None where there is none.
+    """
+
+    other: str
+    sparsity: float
+    paired: Paired
+    p: float | None
+
+
+@dataclass(frozen=True)
+class FrozenTest:
+    """A test.
+
+    Attributes:
+        about: what it is about, in few words.
+        variant: the one that the test is about; p values are adjusted (Holm) for all of its differences together.
+        files: in results/, of its runs and those of the others.
+        unsaid: parts of the names of variants that are left out.
+    """
+
+    about: str
+    variant: str
+    files: Sequence[str]
+    unsaid: Sequence[str] = ()
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All variants at the sparsities that the test is about."""
+        found = rows(line for name in self.files for line in read_lines(ROOT / "results" / name))
+        sparsities = {row.sparsity for row in found if row.variant == self.variant}
+        return [row for row in found if row.sparsity in sparsities]
+
+    @property
+    def sparsities(self) -> list[float]:
+        """Those that the test is about, in order."""
+        return sorted({row.sparsity for row in self.rows})
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        """Of the variant to each of the others, by sparsity."""
+        mine = {row.sparsity: row for row in self.rows if row.variant == self.variant}
+        others = [row for row in self.rows if row.variant != self.variant]
+        found = [paired(mine[row.sparsity].accuracies, row.accuracies) for row in others]
+        return [
+            Difference(self.called(row.variant), row.sparsity, each, p)
+            for row, each, p in zip(others, found, holm([each.p for each in found]), strict=True)
+        ]
+
+    def called(self, variant: str) -> str:
+        """A variant without the parts of its name that are left out."""
+        return ", ".join(part for part in variant.split(", ") if part not in self.unsaid)
+
+
+_MOVING = ("allocation layer", "all windows", "kernel shares links")
+
+# By the name of their tables.
+FROZEN_TESTS = {
+    "confirmation_paper": FrozenTest("the paper's comparison, small", "CHT", ["confirmation-paper.jsonl"]),
+    "confirmation": FrozenTest(
+        "links move within a layer",
+        "CHTs, allocation layer, all windows, kernel shares links",
+        ["confirmation.jsonl"],
+        _MOVING,
+    ),
+    "confirmation_smoothing": FrozenTest(
+        "links move within a layer",
+        "CHTs, allocation layer, all windows, smoothing 0.5",
+        ["confirmation.jsonl", "confirmation-smoothing.jsonl"],
+        _MOVING,
+    ),
+    "confirmation_density": FrozenTest(
+        "density falls from 50 %, links stay in their kernel",
+        "CHTs, density cubic, all windows",
+        ["confirmation-density.jsonl"],
+        ("density cubic", "all windows"),
+    ),
+}
