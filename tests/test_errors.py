@@ -1,20 +1,29 @@
 """Misuse is named before anything is touched."""
 
 import gc
+from pathlib import Path
 
+import numpy as np
 import pytest
+import support
 import torch
 from support import mixed_network, small_network, sparse
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import chtconv
-from chtconv.errors import ConfigurationError
+from chtconv.errors import ChtconvWarning, ConfigurationError
 
 
 def tied():
     model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
     model[1].weight = model[0].weight
+    return model
+
+
+def tied_to_an_embedding():
+    model = nn.ModuleDict({"embedding": nn.Embedding(50, 16), "head": nn.Linear(16, 50)})
+    model["head"].weight = model["embedding"].weight
     return model
 
 
@@ -64,6 +73,8 @@ def lazy():
         (small_network, {"interval": 1.5}, r"interval=1\.5"),
         (small_network, {"stop": -1}, "stop=-1"),
         (small_network, {"total_steps": 0}, "total_steps=0"),
+        (small_network, {"total_steps": True}, "total_steps=True"),
+        (small_network, {"method": ["set"]}, r"unknown method \['set'\]"),
         (small_network, {"method": "snfs", "allocation": "kernel"}, "layer 0: .*redistribute=True.*allocation='layer'"),
         (
             small_network,
@@ -78,6 +89,8 @@ def lazy():
             r"layer 7: initial=.* with 216 links; accepted is torch\.bool of shape \[4, 54\] with 65",
         ),
         (tied, {}, "layers 0 and 1 share a weight"),
+        (tied, {"layers": ["0"]}, "layers 0 and 1 share a weight; leave them out"),
+        (tied_to_an_embedding, {"layers": ["*"]}, "layers embedding and head share a weight; leave them out"),
         (frozen, {}, "layer 0: its weight is frozen"),
         (parametrised, {}, "layer 3: its weight is computed from other parameters"),
         (small_network, {"predictor": "ch3_l3p"}, "layer 0: predictor 'ch3_l3p' on the kernel graph"),
@@ -93,6 +106,60 @@ def test_misuse_is_named_and_leaves_the_model_alone(model, options, message):
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_layer_that_stands_twice_shares_with_itself_alone():
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    topology = sparse(nn.Sequential(layer, nn.ReLU(), layer))[2]
+    assert list(topology.masks) == ["0.weight"]
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    topology = sparse(interval=np.int64(3), total_steps=np.int64(40))[2]
+    assert (topology.schedule.interval, topology.schedule.stop) == (3, 30)
+    assert type(topology.schedule.interval) is type(topology.schedule.stop) is int
+
+
+@pytest.mark.parametrize("method", ["chts", "occupancy"])
+def test_a_size_without_a_graph_names_the_layer(method):
+    model = nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"))
+    topology = sparse(model, method=method)[2]
+    model(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigurationError, match=r"layer 1\.weight: padding_mode='circular' .*, such as 'set'"):
+        topology.evolve()
+
+
+# ---------------------------------------------------------------------------------------- what makes no difference
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("set", {"explore": 0.9}),
+        ("cht", {"temperature": 3.0}),
+        ("rigl", {"smoothing": 0.5}),
+        ("set", {"kernel_shares": "equal"}),
+        ("chts", {"kernel_shares": "equal"}),
+        ("static", {"early_stop": 0.5}),
+        ("gmp", {"early_stop": 0.5}),
+    ],
+)
+def test_a_value_that_makes_no_difference_is_warned_of_once(name, changes):
+    method = chtconv.method(name, **changes)
+    (field,) = changes
+    with pytest.warns(ChtconvWarning, match=rf"layer 0: {field}=.* makes no difference") as caught:
+        sparse(method=method, total_steps=900)
+    assert len(caught) == 1
+    assert caught[0].filename == str(Path(support.__file__))
+
+
+def test_what_makes_a_difference_somewhere_is_not_warned_of():
+    """Of two layers one samples; links of one compete in the layer. A warning is an error here."""
+    explored = chtconv.method("chts", explore=0.5, smoothing=0.5, temperature=2.0, early_stop=0.5)
+    sparse(method=explored)
+    sparse(method=chtconv.method("chts", kernel_shares="equal"), allocation="layer")
+    for name in chtconv.METHODS:
+        assert chtconv.method(name).ignored == ()
 
 
 def test_a_weight_without_a_shape_is_named():

@@ -198,3 +198,39 @@ def test_autocast_trains_masks_in_the_type_of_the_weights():
         assert_nothing_off_the_mask(topology, model, optimizer)
     assert topology.evolutions == 3
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
+
+
+@pytest.mark.parametrize("skipping", [[0], [1], [0, 1]])
+def test_what_a_fused_step_that_was_skipped_leaves_behind_is_cut_to_the_masks(skipping):
+    """Momentum that a skipped first step makes is whatever lay in the memory."""
+    model = network()
+    optimizers = [torch.optim.SGD(model[i].parameters(), lr=0.1, momentum=0.9, fused=True) for i in (0, 2)]
+    skipped = []
+
+    def leave_rubbish(optimizer, *_):
+        if bool(optimizer.found_inf):
+            skipped.append(optimizers.index(optimizer))
+            for state in optimizer.state.values():
+                state["momentum_buffer"].fill_(7.7)
+
+    for optimizer in optimizers:
+        optimizer.register_step_post_hook(leave_rubbish)
+    topology = chtconv.sparsify(model, optimizers, sparsity=0.7, interval=5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(3):
+        scaler.scale(loss_of(model, step)).backward()
+        for index, optimizer in enumerate(optimizers):
+            if step == 0 and index in skipping:
+                optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for name, mask in topology.masks.items():
+            weight = dict(model.named_parameters())[name]
+            (momentum,) = [each.state[weight]["momentum_buffer"] for each in optimizers if weight in each.state]
+            assert not weight[~mask].any()
+            assert not momentum[~mask].any()
+            assert momentum[mask].any()
+    assert skipped == skipping
+    assert topology.step_count == (2 if 1 in skipping else 3)

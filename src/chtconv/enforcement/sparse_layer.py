@@ -239,7 +239,7 @@ class SparseLayer:
         """The geometry of the layer for the input that evolution goes by.
 
         Raises:
-            ConfigurationError: the layer has not been called yet.
+            ConfigurationError: the layer has not been called yet, or with an input on which it has no graph.
         """
         size, m = self.input_size, self.module
         if size is None:
@@ -251,16 +251,21 @@ class SparseLayer:
             )
         if isinstance(m, nn.Linear):
             return Geometry.of((), ())
-        return Geometry.of(
-            m.kernel_size,
-            size,
-            stride=m.stride,
-            padding=m.padding,
-            dilation=m.dilation,
-            padding_mode=m.padding_mode,
-            transposed=isinstance(m, TRANSPOSED),
-            output_padding=m.output_padding if isinstance(m, TRANSPOSED) else 0,
-        )
+        try:
+            return Geometry.of(
+                m.kernel_size,
+                size,
+                stride=m.stride,
+                padding=m.padding,
+                dilation=m.dilation,
+                padding_mode=m.padding_mode,
+                transposed=isinstance(m, TRANSPOSED),
+                output_padding=m.output_padding if isinstance(m, TRANSPOSED) else 0,
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"layer {self.name}: {error} Methods without link prediction need no graph, such as 'set' in overrides."
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the mask that a resumed run needs: tensors and plain Python."""

@@ -25,7 +25,7 @@ class Stepping:
         layers: the sparse ones.
         ranks: that train together.
         begin: called before each step, when there may be states that were loaded.
-        free: called after a step that moves weights which are zero.
+        free: called after a step that may have moved weights which are zero, or what is remembered of them.
         count: called once after the step of the last optimizer, unless it was skipped.
         loaded: called after the state of an optimizer was loaded.
     """
@@ -125,6 +125,8 @@ class Stepping:
         """What was kept of the gradients of one of several optimizers is final once it has stepped."""
         if _unscales(optimizer):
             self._mask_gradients(optimizer)
+        if _skipped(optimizer):
+            self._free()
         for layer in self._layers_of[id(optimizer)]:
             layer.settled = True
 
@@ -133,15 +135,23 @@ class Stepping:
         if not self._within or self._over:
             return
         self._within = False
-        # A fused optimizer skips a step with infinite gradients by itself, under a gradient scaler.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
+        if _skipped(optimizer):
+            self._free()
+            for layer in self._layers:
+                layer.capture(layer.capturing)
+        else:
             if _unscales(optimizer):
                 self._mask_gradients(optimizer)
             self._count()
-        else:
-            for layer in self._layers:
-                layer.capture(layer.capturing)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether it has skipped the step by itself, under a gradient scaler, as fused ones do with infinite gradients.
+
+    Fused SGD of torch 2.13 then leaves momentum that it made in that step as the memory happened to be.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
 
 
 def _unscales(optimizer: Optimizer) -> bool:

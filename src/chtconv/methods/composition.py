@@ -78,6 +78,10 @@ class Method:
             value, optional = getattr(self, field), field in ("early_stop", "initial_sparsity")
             if not (isinstance(value, int | float) or (value is None and optional)):
                 raise ConfigurationError(f"{field}={value!r}: accepted are numbers{', or None' if optional else ''}.")
+        if self.initial_sparsity is not None and not 0 <= self.initial_sparsity < 1:
+            raise ConfigurationError(
+                f"initial_sparsity={self.initial_sparsity!r}: accepted are numbers from 0 up and below 1, or None."
+            )
         if not self.temperature >= 0:
             raise ConfigurationError(f"temperature={self.temperature!r}: accepted are numbers from 0 up.")
         for field in ("explore", "smoothing"):
@@ -93,6 +97,21 @@ class Method:
             )
         if self.prune_dead and self.regrowth is None:
             raise ConfigurationError("prune_dead=True needs a regrowth, for as many links as it removes.")
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields with a value of their own of which its rules take no notice.
+
+        >>> method("cht", explore=0.3).ignored, method("chts", explore=0.3).ignored
+        (('explore',), ())
+        """
+        sampled = self.regrowth is not None and REGROWTHS[self.regrowth].sampled
+        noticed = {
+            "temperature": sampled, "explore": sampled, "smoothing": self.uses_scores,
+            "kernel_shares": self.uses_scores, "early_stop": self.regrowth is not None,
+        }  # fmt: skip
+        usual = Method.__dataclass_fields__
+        return tuple(name for name, used in noticed.items() if not used and getattr(self, name) != usual[name].default)
 
     @property
     def evolves(self) -> bool:
@@ -187,7 +206,7 @@ def method(name: str | Method, **changes: Any) -> Method:
     True
     """
     if not isinstance(name, Method):
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise unknown("method", name, METHODS)
         name = METHODS[name]
     for field in changes:

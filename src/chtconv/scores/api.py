@@ -1,5 +1,7 @@
 """The public entry to link scores: checks what it is given, and knows which graph is scored where."""
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -168,6 +170,10 @@ def check_paths(layer: str, positions: int, predictor: str, graph: str) -> None:
 
 
 def _check_mask(mask: Tensor, groups: int) -> None:
+    try:
+        operator.index(groups)
+    except TypeError:
+        raise ConfigurationError(f"groups={groups!r}: accepted is a whole number of at least 1.") from None
     if mask.dtype != torch.bool or not 2 <= mask.ndim <= 5:
         raise ConfigurationError(
             f"mask has dtype {mask.dtype} and shape {list(mask.shape)}; "

@@ -25,10 +25,11 @@ def layer_stats(layer: SparseLayer, steps: int) -> dict[str, Any]:
     * ``itop``: share of all links that were ever active (in-time over-parametrisation), and their number, ``explored``;
     * ``empty_slices``: share of (kernel, input channel) pairs without any link;
     * ``stopped``: whether it stopped evolving;
-    * ``forward_flops``: floating point operations of a forward pass for one sample (one row of input of a linear
-      layer), with ``dense_forward_flops`` beside it; ``training_flops``: of all steps so far for one sample a step,
-      so times the batch size, with dense weight gradients where the method asked for them. None before the first
-      forward pass. See :mod:`chtconv.flops.counting`.
+    * ``forward_flops``: floating point operations of one call for one sample (one row of input of a linear layer), at
+      the size that it was called with last, with ``dense_forward_flops`` beside it; ``training_flops``: of all steps so
+      far for one sample a step, so times the batch size, with dense weight gradients where the method asked for them.
+      None before the first forward pass. Of a layer that is called several times in a pass,
+      :func:`chtconv.count_flops` counts all calls.
     """
     mask = layer.mask
     links, size, explored = int(mask.sum()), mask.numel(), int(layer.explored.sum())

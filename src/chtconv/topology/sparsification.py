@@ -9,22 +9,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from chtconv.enforcement.distributed import find_ranks, verify
-from chtconv.enforcement.hooks import WeakHook
-from chtconv.enforcement.optimizer_state import check_supported, group_of
 from chtconv.enforcement.sharding import check_sharding
 from chtconv.enforcement.sparse_layer import Settings, SparseLayer
 from chtconv.errors import ConfigurationError, unknown
-from chtconv.initial import ALLOCATIONS, RANDOM, LinearTopology, initial_mask, links_at
+from chtconv.initial import RANDOM, LinearTopology, initial_mask, links_at
 from chtconv.initial.distribution import DISTRIBUTIONS
 from chtconv.layers.consecutive import consecutive_layers
-from chtconv.layers.find import Choice, find_layers, weight_of
+from chtconv.layers.find import Choice, find_layers
 from chtconv.layers.matrix import Layer, groups_of, kernel_shape, matrix_shape, positions_of
 from chtconv.methods import Method
 from chtconv.methods import method as find_method
 from chtconv.methods.schedule import Schedule
 from chtconv.randomness import canonical_names, generator
-from chtconv.scores.api import check_names, check_paths
-from chtconv.topology.topology import MARK, Topology
+from chtconv.topology.checks import check_layer, check_weights, warn_of_ignored, whole
+from chtconv.topology.topology import Topology
 
 if TYPE_CHECKING:
     # Not in every build of torch.
@@ -122,7 +120,7 @@ def sparsify(
     general = Settings(sparsity, find_method(method), predictor, graph, exact, allocation, initial, windows)
     settings = _settings(modules, general, overrides or {})
     schedule = _schedule(settings, zeta, zeta_schedule, general.method.zeta_schedule, interval, stop, total_steps)
-    _check_weights(modules, optimizers)
+    check_weights(model, modules, optimizers)
     ranks = find_ranks(distributed, next(iter(modules.values())).weight.device)
     check_sharding(model, modules, optimizers, ranks.size)
     own = {
@@ -131,9 +129,10 @@ def sparsify(
         for name in modules
         if fnmatchcase(name, pattern) and "sparsity" in changes
     }
+    warn_of_ignored(settings)
     densities = _densities(modules, settings, own, distribution, sparsity, initial_sparsity)
     for name, module in modules.items():
-        _check_layer(name, module, settings[name], densities[name])
+        check_layer(name, module, settings[name], densities[name])
     chains = None
     if any(each.method.prune_dead for each in settings.values()):
         chains = consecutive_layers(model, list(modules))
@@ -201,10 +200,11 @@ def _schedule(
     stop: int | None,
     total_steps: int | None,
 ) -> Schedule:
-    if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
-        raise ConfigurationError(f"total_steps={total_steps!r}: accepted is a whole number of at least 1 step.")
-    if stop is None and total_steps is not None:
-        stop = total_steps * 3 // 4
+    interval = whole("interval", interval, 1)
+    stop = None if stop is None else whole("stop", stop, 0)
+    if total_steps is not None:
+        usual_stop = whole("total_steps", total_steps, 1) * 3 // 4
+        stop = usual_stop if stop is None else stop
     for name, each in settings.items():
         if each.method.density != "constant" and stop is None:
             raise ConfigurationError(
@@ -217,24 +217,6 @@ def _schedule(
             )
     decay = zeta_schedule or ("constant" if stop is None else usual or "cosine")
     return Schedule(zeta, decay, interval, stop)
-
-
-def _check_weights(modules: Mapping[str, Layer], optimizers: Sequence[Optimizer]) -> None:
-    """Every weight is a plain one of its own that an optimizer trains; before anything is touched."""
-    owner: dict[nn.Parameter, str] = {}
-    for name, module in modules.items():
-        weight = weight_of(module, name)
-        if getattr(module, MARK, WeakHook()).alive:
-            raise ConfigurationError(f"layer {name} is sparse already; call detach() on its topology first.")
-        if weight in owner:
-            raise ConfigurationError(
-                f"layers {owner[weight]} and {name} share a weight; leave both out with layers=[...]."
-            )
-        if not any(group_of(optimizer, weight) for optimizer in optimizers):
-            raise ConfigurationError(f"layer {name}: no optimizer holds its weight; pass the one that trains it.")
-        owner[weight] = name
-    for optimizer in optimizers:
-        check_supported(optimizer)
 
 
 def _densities(
@@ -285,23 +267,6 @@ def _densities(
 
 def _density(sparsity: float, name: str) -> float:
     return DISTRIBUTIONS["uniform"]({name: (1, 1)}, sparsity)[name]
-
-
-def _check_layer(name: str, module: Layer, settings: Settings, densities: tuple[float, float]) -> None:
-    """Everything about a layer that can be wrong before anything is touched."""
-    method, allocation = settings.method, settings.allocation
-    check_names(settings.predictor, settings.graph, settings.windows)
-    if allocation not in ALLOCATIONS:
-        raise unknown("allocation", allocation, ALLOCATIONS)
-    if method.uses_scores:
-        check_paths(f"layer {name}", positions_of(module), settings.predictor, settings.graph)
-    if method.moves_links and allocation != "layer":
-        raise ConfigurationError(
-            f"layer {name}: a method with redistribute=True or prune_dead=True changes the number of links of "
-            f"kernels; accepted is allocation='layer' with it, not {allocation!r}."
-        )
-    for density in densities:
-        links_at(density, matrix_shape(module), allocation, name)
 
 
 def _parameter(layer: str) -> str:

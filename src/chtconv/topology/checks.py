@@ -1,0 +1,85 @@
+"""What can be wrong with what :func:`chtconv.sparsify` is given, found before anything is touched."""
+
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from chtconv.enforcement.hooks import WeakHook
+from chtconv.enforcement.optimizer_state import check_supported, group_of
+from chtconv.enforcement.sparse_layer import Settings
+from chtconv.errors import ChtconvWarning, ConfigurationError, unknown
+from chtconv.initial import ALLOCATIONS, links_at
+from chtconv.layers.find import weight_of
+from chtconv.layers.matrix import Layer, matrix_shape, positions_of
+from chtconv.scores.api import check_names, check_paths
+from chtconv.topology.topology import MARK
+
+
+def check_weights(model: nn.Module, modules: Mapping[str, Layer], optimizers: Sequence[Optimizer]) -> None:
+    """Every weight is a plain one of its own that an optimizer trains; before anything is touched."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in dict.fromkeys(module.parameters(recurse=False)):
+            owners.setdefault(parameter, []).append(name or type(module).__name__)
+    for name, module in modules.items():
+        weight = weight_of(module, name)
+        if getattr(module, MARK, WeakHook()).alive:
+            raise ConfigurationError(f"layer {name} is sparse already; call detach() on its topology first.")
+        if len(owners[weight]) > 1:
+            raise ConfigurationError(
+                f"layers {' and '.join(owners[weight])} share a weight; leave them out with layers=[...]."
+            )
+        if not any(group_of(optimizer, weight) for optimizer in optimizers):
+            raise ConfigurationError(f"layer {name}: no optimizer holds its weight; pass the one that trains it.")
+    for optimizer in optimizers:
+        check_supported(optimizer)
+
+
+def check_layer(name: str, module: Layer, settings: Settings, densities: tuple[float, float]) -> None:
+    """Everything about a layer that can be wrong before anything is touched."""
+    method, allocation = settings.method, settings.allocation
+    check_names(settings.predictor, settings.graph, settings.windows)
+    if allocation not in ALLOCATIONS:
+        raise unknown("allocation", allocation, ALLOCATIONS)
+    if method.uses_scores:
+        check_paths(f"layer {name}", positions_of(module), settings.predictor, settings.graph)
+    if method.moves_links and allocation != "layer":
+        raise ConfigurationError(
+            f"layer {name}: a method with redistribute=True or prune_dead=True changes the number of links of "
+            f"kernels; accepted is allocation='layer' with it, not {allocation!r}."
+        )
+    for density in densities:
+        links_at(density, matrix_shape(module), allocation, name)
+
+
+def warn_of_ignored(settings: Mapping[str, Settings]) -> None:
+    """Of values that make no difference: who varies one of them would see no effect where there can be none."""
+    told: set[str] = set()
+    for name, each in settings.items():
+        method = each.method
+        ignored = set(method.ignored)
+        if each.allocation == "kernel" and method.kernel_shares is not None:
+            ignored.add("kernel_shares")
+        for field in sorted(ignored - told):
+            warnings.warn(
+                f"layer {name}: {field}={getattr(method, field)!r} makes no difference with regrowth "
+                f"{method.regrowth!r} and allocation {each.allocation!r}.",
+                ChtconvWarning,
+                stacklevel=3,
+            )
+        told |= ignored
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A number of optimizer steps, of any type of whole numbers."""
+    try:
+        steps = operator.index(value)
+    except TypeError:
+        steps = least - 1
+    if isinstance(value, bool) or steps < least:
+        raise ConfigurationError(f"{name}={value!r}: accepted is a whole number of at least {least} optimizer steps.")
+    return steps
