@@ -349,7 +349,8 @@ def test_shares_of_kernels_make_no_difference_where_every_kernel_has_as_many_lin
     for shares in ("scores", "links", "equal"):
         method = chtconv.method("chts", kernel_shares=shares)
         torch.manual_seed(0)
-        model, _, topology = sparse(nn.Sequential(nn.Conv2d(3, 8, 3)), method=method, sparsity=0.6, interval=10**9)
+        with pytest.warns(chtconv.ChtconvWarning, match="kernel_shares=.* makes no difference"):
+            model, _, topology = sparse(nn.Sequential(nn.Conv2d(3, 8, 3)), method=method, sparsity=0.6, interval=10**9)
         model(torch.zeros(1, 3, 7, 7))
         topology.evolve()
         masks.append(topology.masks["0.weight"])
