@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import chtconv
+from chtconv import cli
 from chtconv.methods import METHODS
 from chtconv.training.config import SETTINGS
 
@@ -247,3 +250,19 @@ def test_cifar10_from_its_parquet_files(chtconv: Run, tmp_path: Path) -> None:
     assert summary["dataset"] | {"name": ""} == {"name": "", "classes": 10, "train": 1500, "validation": 0, "test": 500}
     assert summary["config"]["flip"]
     assert summary["evolutions"] == 2
+
+
+def test_our_warnings_are_lines_like_errors_and_others_are_left_alone(monkeypatch, capsys):
+    def command(*_):
+        warnings.warn("this is odd", chtconv.ChtconvWarning, stacklevel=1)
+        warnings.warn("so is this", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("chtconv.cli.train.train_command", command)
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        shown = warnings.showwarning
+        assert cli.main(["train"]) == 0
+        assert warnings.showwarning is shown
+    assert capsys.readouterr().err == "chtconv: warning: this is odd\n"
+    assert [str(each.message) for each in others] == ["so is this"]

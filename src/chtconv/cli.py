@@ -1,16 +1,18 @@
 """The command line: one parser for all commands, and what becomes of an error."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Collection, Sequence
-from typing import Final, NoReturn
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final, NoReturn
 
 import torch
 
 from chtconv.comparison import command as compare
-from chtconv.errors import ConfigurationError
+from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.explain import command as explain
 from chtconv.files import StorageError
 from chtconv.report import command as report
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown_words:
         parser.error(_unknown_option(unknown_words[0], options.command))
     try:
-        code = _run(options, words)
+        with _warnings_in_a_line():
+            code = _run(options, words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -86,6 +89,22 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     if options.command == "report":
         return report.report_command(options)
     return compare.compare_command(options)
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Our own warnings look like our errors: where in the code they come from is nothing to the user of a command."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_ours(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, ChtconvWarning):
+                print(f"chtconv: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_ours
+        yield
 
 
 def _unknown_option(word: str, command: str) -> str:
