@@ -154,7 +154,7 @@ def test_a_value_that_makes_no_difference_is_warned_of_once(name, changes):
 
 
 def test_what_makes_a_difference_somewhere_is_not_warned_of():
-    """Of two layers one samples; links of one compete in the layer. A warning is an error here."""
+    """A warning is an error here."""
     explored = chtconv.method("chts", explore=0.5, smoothing=0.5, temperature=2.0, early_stop=0.5)
     sparse(method=explored)
     sparse(method=chtconv.method("chts", kernel_shares="equal"), allocation="layer")

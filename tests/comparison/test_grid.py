@@ -181,7 +181,7 @@ def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
         ({"variants": {"name": "a"}}, "variants: accepted is a list of tables"),
         ({"variants": [{"method": "set"}]}, "variants: accepted is a list of tables, each with a name"),
         ({"variants": [{"name": "a", "epochs": 2}]}, "variant 'a': epochs is the same for all runs"),
-        ({"variants": [{"name": "a", "zetta": 2}]}, "unknown value of variant 'a' 'zetta': did you mean 'zeta'"),
+        ({"variants": [{"name": "a", "zetta": 2}]}, "variant 'a': unknown value 'zetta': did you mean 'zeta'"),
         ({"variants": [{"name": "a", "seed": 2}]}, "variant 'a': seed varies for all variants alike; accepted are"),
         ({"variants": [{"name": "a", "seeds": [2]}]}, "variant 'a': seeds varies for all variants alike; accepted are"),
         (

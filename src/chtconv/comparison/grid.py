@@ -279,7 +279,7 @@ def _check_variant_name(variant: str, name: str) -> None:
     elif name in SETTINGS or name == "recipe":
         reason = "is the same for all runs of a grid"
     else:
-        raise unknown(f"value of variant {variant!r}", name, SECTIONS["topology"])
+        raise ConfigurationError(f"variant {variant!r}: {unknown('value', name, SECTIONS['topology'])}")
     raise ConfigurationError(f"variant {variant!r}: {name} {reason}; accepted are {', '.join(SECTIONS['topology'])}.")
 
 

@@ -145,9 +145,9 @@ def checked_line(
 def _damage_named() -> Iterator[None]:
     try:
         yield
+    except ConfigurationError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
         raise ConfigurationError(f"{type(error).__name__}: {error}") from error
 
 
