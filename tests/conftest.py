@@ -1,6 +1,8 @@
+import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -37,3 +39,11 @@ def chtconv(
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def experiments() -> Iterator[Callable[[str], ModuleType]]:
+    """The modules of the folder experiments/ by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parent.parent / "experiments")
+        yield importlib.import_module

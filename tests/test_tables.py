@@ -1,6 +1,5 @@
 """The tables of the README and the docs: made from the results, and saying what these say."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -9,13 +8,6 @@ import pytest
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def experiments(monkeypatch):
-    """The modules of the folder by name."""
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    return importlib.import_module
 
 
 def test_the_table_of_stages_shows_shares(experiments, monkeypatch):
