@@ -65,7 +65,7 @@ class Chtconv:
 
     def run(self) -> None:
         """The steps, one of each run in turn, until the device has done them."""
-        meters = [Meter(self._steps, self._device, READ_EVERY[self._device.type]) for _ in self._trained]
+        meters = [each.meter(self._steps) for each in self._trained]
         for _ in range(self._steps):
             for each, meter in zip(self._trained, meters, strict=True):
                 each.step(meter)
@@ -93,6 +93,11 @@ class _Trained:
         run.step = Step(*own)
         run.model.train()
         self.run, self._draws, self._stream = run, whole_batches(batches), stream
+
+    def meter(self, steps: int) -> Meter:
+        """Made in the stream that fills it: streams do not wait for one another."""
+        with self._stream:
+            return Meter(steps, self.run.device, READ_EVERY[self.run.device.type])
 
     def step(self, meter: Meter) -> None:
         """What the training loop does in a step."""

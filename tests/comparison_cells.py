@@ -9,7 +9,9 @@ from chtconv.comparison.cell import Cell
 from chtconv.comparison.process import _CHILD
 from chtconv.training import Config
 
-TINY = Config().replace(width=1 / 16, head=16, epochs=2, batch_size=256, evolutions_per_epoch=2.0, backend="dense")
+TINY = Config().replace(
+    width=1 / 16, head=16, epochs=2, batch_size=256, evolutions_per_epoch=2.0, backend="dense", device="cpu"
+)
 # The half of a child's program that finds its modules; what it then does is up to the test.
 CHILD = _CHILD.partition("; from")[0] + "; from chtconv_test_child import *; "
 

@@ -168,6 +168,13 @@ def test_a_weight_without_a_shape_is_named():
         chtconv.sparsify(model, torch.optim.SGD(model[0].parameters()))
 
 
+def test_a_weight_without_values_is_named():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(ConfigurationError, match=r"layer 0: its weight is on the meta device.*call model\.to_empty"):
+        chtconv.sparsify(model, torch.optim.SGD(model.parameters()))
+
+
 def test_sparsify_twice_and_a_foreign_optimizer_are_refused():
     model, optimizer, topology = sparse()
     with pytest.raises(ConfigurationError, match="layer 0 is sparse already; call detach"):

@@ -99,6 +99,27 @@ def test_weights_of_another_topology_without_their_masks_are_an_error(how):
     train(model, optimizer, 1)
 
 
+@pytest.mark.parametrize("method", ["static", "set"])
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_weights_that_somebody_wrote_are_masked_before_the_next_step(kind, method, after):
+    model = small_network()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    topology = chtconv.sparsify(model, optimizer, sparsity=0.7, method=method, interval=100)
+    train(model, optimizer, after)
+    for module in model:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(model.get_parameter(name)[~mask].all() for name, mask in topology.masks.items())
+    written = {name: model.get_parameter(name).detach().clone() for name in topology.masks}
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-9
+    train(model, optimizer, 1)
+    assert_nothing_off_the_mask(topology, model, optimizer)
+    for name, mask in topology.masks.items():
+        assert torch.allclose(model.get_parameter(name)[mask], written[name][mask], atol=1e-6)
+
+
 def test_a_fresh_optimizer_or_one_of_another_kind_may_go_on_from_the_weights():
     states, _, _ = run_and_save("adam")
     model, optimizer, topology = start("sgd", seed=5)

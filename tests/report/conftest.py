@@ -15,7 +15,15 @@ from chtconv.report.reading import read
 from chtconv.training import Config, train
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $x^2$ \x00\ud800'
-TINY = {"width": 1 / 16, "head": 16, "epochs": 2, "batch_size": 512, "evolutions_per_epoch": 2.0, "threads": 1}
+TINY = {
+    "width": 1 / 16,
+    "head": 16,
+    "epochs": 2,
+    "batch_size": 512,
+    "evolutions_per_epoch": 2.0,
+    "threads": 1,
+    "device": "cpu",
+}
 TRAINED = {
     "dense": {"method": "dense", "sparsity": 0.0},
     "SET": {"method": "set", "sparsity": 0.9},

@@ -544,6 +544,8 @@ def test_without_kernels_everything_is_dense(monkeypatch):
 
 def test_errors_name_what_is_accepted():
     model, _, topology = start()
+    with pytest.raises(ConfigurationError, match=r"topology=None: accepted is what chtconv\.sparsify returned"):
+        chtconv.accelerate(model, None)
     with pytest.raises(ConfigurationError, match=r"unknown backend 'sparce': did you mean 'sparse'\? Accepted: 'auto'"):
         chtconv.accelerate(model, topology, backend="sparce")
     with pytest.raises(

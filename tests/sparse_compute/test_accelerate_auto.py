@@ -289,7 +289,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-RUN = {"width": 1 / 8, "head": 32, "threads": 1, "batch_size": 64, "seed": 3}
+RUN = {"width": 1 / 8, "head": 32, "threads": 1, "batch_size": 64, "seed": 3, "device": "cpu"}
 
 
 def small_resnet():
@@ -365,5 +365,5 @@ def test_backends_that_a_run_cannot_have(monkeypatch, tmp_path):
         device.check_backend("sparse", cpu, "dense")
     monkeypatch.setattr(device, "library", lambda: None)
     with pytest.raises(ConfigurationError, match="no compiled kernels here; accepted are 'auto' and 'dense'"):
-        train(Config().replace(backend="sparse"), tmp_path / "run")
+        train(Config().replace(backend="sparse", device="cpu"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -81,7 +81,7 @@ def test_what_overruns() -> None:
     ],
 )
 def test_runs_choose_the_layout_that_their_model_may_have(model: str, width: float, form: torch.memory_format) -> None:
-    run = prepare(Config().replace(model=model, width=width, sparsity=0.8))
+    run = prepare(Config().replace(model=model, width=width, sparsity=0.8, device="cpu"))
     images, _ = next(iter(run.batches.epoch(0)))
     assert images.is_contiguous(memory_format=form)
     weights = [module.weight for module in run.model.modules() if isinstance(module, nn.Conv2d)]

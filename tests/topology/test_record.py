@@ -187,6 +187,10 @@ def test_stats_count_links_and_everything_ever_explored(monkeypatch):
         assert layer["sparsity"] == pytest.approx(1 - layer["density"]) == pytest.approx(0.5, abs=0.06)
         last = next(row for row in reversed(topology.records) if row["layer"] == name)
         assert all(layer[key] == last[key] for key in ("overlap", "turnover", "survival", "zero_scores"))
+    rows = [row for row in topology.records if row["evolution"] == 2]
+    removed, rechosen, new = (sum(row[key] for row in rows) for key in ("removed", "rechosen", "new"))
+    assert stats["overlap"] == rechosen / removed > 0
+    assert stats["turnover"] == new / stats["links"]
     assert stats["itop"] == pytest.approx(explored / size)
     assert stats["density"] == pytest.approx(stats["links"] / size)
 
@@ -210,7 +214,20 @@ def test_before_anything_ran_flops_are_unknown_and_nothing_is_recorded():
     stats = topology.stats()
     assert topology.records == []
     assert stats["forward_flops"] is stats["training_flops"] is None
-    assert "overlap" not in stats["layers"]["0.weight"]
+    for numbers in (stats, stats["layers"]["0.weight"]):
+        assert numbers["overlap"] is numbers["turnover"] is None
+
+
+def test_a_layer_that_was_frozen_has_no_numbers_of_the_latest_evolution():
+    model, optimizer, topology = sparse(method="set", interval=1, sparsity=0.5)
+    train(model, optimizer, 1)
+    name = next(iter(topology.masks))
+    assert topology.stats()["layers"][name]["overlap"] is not None
+    model.get_parameter(name).requires_grad_(False)
+    topology.evolve()
+    stats = topology.stats()
+    assert stats["layers"].pop(name)["overlap"] is None
+    assert all(layer["overlap"] is not None for layer in stats["layers"].values())
 
 
 def test_records_and_masks_are_copies():

@@ -3,11 +3,13 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from support import FROM, mixed_network, small_network, sparse, train
 
 import chtconv
+from chtconv.errors import ConfigurationError
 from chtconv.methods import METHODS
 
 
@@ -26,6 +28,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(method):
     assert records == recorded
     # Gradual pruning from a dense start draws nothing.
     assert any(not torch.equal(masks[name], other[name]) for name in masks) == (method != "gmp")
+
+
+@pytest.mark.parametrize("same", [np.int64, np.uint8, torch.tensor])
+def test_equal_whole_numbers_are_the_same_seed(same):
+    masks, again = (sparse(seed=seed, sparsity=np.float32(0.7))[2].masks for seed in (3, same(3)))
+    assert all(torch.equal(mask, again[name]) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("seed", ["3", 3.0, None, True])
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    with pytest.raises(ConfigurationError, match=f"seed={seed!r}: accepted is a whole number"):
+        sparse(seed=seed)
 
 
 @pytest.mark.parametrize("allocation", ["kernel", "layer"])

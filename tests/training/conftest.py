@@ -29,6 +29,7 @@ def tiny_values() -> dict[str, Any]:
         "batch_size": 256,
         "evolutions_per_epoch": 2.0,
         "threads": 1,
+        "device": "cpu",
     }
 
 

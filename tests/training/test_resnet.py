@@ -49,7 +49,7 @@ def test_a_perceptron_that_is_not_there_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "width"), [("resnet18", 1 / 16), ("wrn22_2", 1 / 4)])
 def test_they_train_sparsely(name: str, width: float, tmp_path: Path) -> None:
-    config = Config().replace(model=name, width=width, epochs=2, batch_size=256, sparsity=0.8, threads=1)
+    config = Config().replace(model=name, width=width, epochs=2, batch_size=256, sparsity=0.8, threads=1, device="cpu")
     summary = train(config, tmp_path)
     assert summary["sparsity"] == pytest.approx(0.8, abs=0.02)
     assert summary["evolutions"] == 1

@@ -207,6 +207,16 @@ def test_a_checkpoint_of_something_else_is_refused(stopped: Path, tiny: Config, 
         train(tiny, stopped, resume=True)
 
 
+def test_a_checkpoint_of_another_device_is_refused(stopped: Path, tiny: Config) -> None:
+    state = torch.load(stopped / "checkpoint.pt", weights_only=True)
+    assert state["device"] == "cpu"
+    torch.save(state | {"device": "cuda"}, stopped / "checkpoint.pt")
+    with pytest.raises(
+        ConfigurationError, match=r"it was computed on 'cuda', and this is 'cpu'; without .* starts anew"
+    ):
+        train(tiny, stopped, resume=True)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"lr": "fast"}'])
 def test_a_spoilt_configuration_is_refused(stopped: Path, tiny: Config, text: str) -> None:
     (stopped / "config.json").write_text(text)

@@ -31,6 +31,7 @@ ADAM = {"optimizer": "adam", "lr": 1e-3}
 def small() -> Config:
     """Four batches of 50 digits an epoch and one of 37, an evolution at every third step."""
     values = {"width": 1 / 16, "head": 16, "epochs": EPOCHS, "batch_size": 50, "threads": 1, "backend": "dense"}
+    values |= {"device": "cpu"}
     return Config().replace(**values, validation=1200, crop=0, flip=True, evolutions_per_epoch=5 / 3, stop_fraction=1.0)
 
 

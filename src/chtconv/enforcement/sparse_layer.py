@@ -115,6 +115,7 @@ class SparseLayer:
         self.momentum: Tensor | None = None
         self.handles: list[RemovableHandle] = []
         self.hooked: nn.Parameter | None = None
+        self._known: int | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -169,6 +170,22 @@ class SparseLayer:
             part = local(gradient)
             self.bits = matching(self.bits, part)
             apply_bits(part, self.bits)
+
+    def mask_weight(self) -> None:
+        """Sets the weight to zero off the mask."""
+        part = local(self.weight.detach())
+        self.bits = matching(self.bits, part)
+        apply_bits(part, self.bits)
+
+    def stepped(self) -> None:
+        """After an optimizer has stepped: the weight is as training has left it."""
+        self._known = self.weight._version
+
+    def mask_if_written(self) -> None:
+        """Before a step: masks a weight that somebody wrote into since the last one, as in a new initialisation."""
+        if self.weight._version != self._known:
+            self.mask_weight()
+            self.version += 1
 
     def capture(self, on: bool) -> None:
         """Whether dense gradients are kept from now on; what was kept so far is dropped."""

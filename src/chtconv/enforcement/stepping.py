@@ -82,6 +82,8 @@ class Stepping:
         if self._over or self._only_fills_state(optimizer):
             return args, kwargs
         self._begin()
+        for layer in self._layers_of[id(optimizer)]:
+            layer.mask_if_written()
         self._mask_gradients(optimizer)
         self._within |= optimizer is self._last
         # A closure computes gradients after this hook, and may write them by hand.
@@ -129,6 +131,7 @@ class Stepping:
             self._free()
         for layer in self._layers_of[id(optimizer)]:
             layer.settled = True
+            layer.stepped()
 
     def _after_last(self, optimizer: Optimizer, *_: Any) -> None:
         # A subclass that calls the step of its parent runs the hooks twice.
@@ -143,6 +146,8 @@ class Stepping:
             if _unscales(optimizer):
                 self._mask_gradients(optimizer)
             self._count()
+        for layer in self._layers_of[id(optimizer)]:
+            layer.stepped()
 
 
 def _skipped(optimizer: Optimizer) -> bool:

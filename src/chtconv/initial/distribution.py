@@ -8,6 +8,7 @@ layer: a depthwise convolution has n_in = 1 and stays dense or nearly so.
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import prod
+from numbers import Real
 
 from chtconv.errors import ConfigurationError
 
@@ -33,7 +34,7 @@ def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
     {'features.0': 0.25, 'head': 0.25}
     """
     _check(shapes, sparsity)
-    return dict.fromkeys(shapes, 1 - sparsity)
+    return dict.fromkeys(shapes, 1 - float(sparsity))
 
 
 def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
@@ -65,7 +66,7 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """
     _check(shapes, sparsity)
     # Exact numbers: the links are those of the sparsity, and a sparsity of 0 is a density of 1, with no tolerance.
-    links = (1 - Fraction(sparsity)) * sum(map(prod, shapes.values()))
+    links = (1 - Fraction(float(sparsity))) * sum(map(prod, shapes.values()))
     share = sum(map(sum, shapes.values()))
     densities: dict[str, Fraction] = {}
     # From the densest layer on, so that a layer which would exceed 1 leaves what it cannot hold to those after it.
@@ -80,7 +81,7 @@ DISTRIBUTIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {"unifor
 
 
 def _check(shapes: Shapes, sparsity: float) -> None:
-    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise ConfigurationError(f"sparsity={sparsity!r}: accepted are numbers from 0 up to, but not including, 1.")
     for name, shape in shapes.items():
         if len(shape) < 2 or min(shape) < 1:

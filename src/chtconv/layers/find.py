@@ -64,7 +64,7 @@ def weight_of(module: Layer, name: str) -> nn.Parameter:
 
     Raises:
         ConfigurationError: a weight that is computed from others (parametrisations, weight norm), frozen, not there
-            yet, or of a type without gradients.
+            yet, without values, or of a type without gradients.
     """
     weight = module._parameters.get("weight")
     if weight is None:
@@ -76,6 +76,11 @@ def weight_of(module: Layer, name: str) -> nn.Parameter:
         raise ConfigurationError(
             f"layer {name}: its weight has no shape yet; run a forward pass before the optimizer is made and sparsify "
             "is called."
+        )
+    if weight.is_meta:
+        raise ConfigurationError(
+            f"layer {name}: its weight is on the meta device and has no values; accepted are weights that have: call "
+            "model.to_empty(device=...) and initialise them before the optimizer is made."
         )
     if not weight.is_floating_point():
         raise ConfigurationError(

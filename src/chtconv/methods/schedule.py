@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypeAlias
 
 from chtconv.errors import ConfigurationError, unknown
@@ -72,7 +73,7 @@ class Schedule:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.zeta, (int, float)) or not 0 < self.zeta <= 1:
+        if not isinstance(self.zeta, Real) or not 0 < self.zeta <= 1:
             raise ConfigurationError(f"zeta={self.zeta!r}: accepted are numbers above 0 and up to 1.")
         if self.decay not in DECAYS:
             raise unknown("zeta schedule", self.decay, DECAYS)

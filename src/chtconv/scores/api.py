@@ -7,6 +7,7 @@ from torch import Tensor
 
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.layers.geometry import Geometry, PerAxis
+from chtconv.precision import full_precision
 from chtconv.scores.controls import CONTROLS
 from chtconv.scores.kernel_graph import kernel_graph_scores
 from chtconv.scores.layer_graph import layer_graph_scores
@@ -108,8 +109,12 @@ def disabled_scores(
     dtype: torch.dtype = torch.float32,
     exact: bool = False,
 ) -> Tensor:
-    """Scores of the disabled positions by group, output channel, input channel and position; 0 at active ones."""
-    scores_GOCK = _in_bounds_scores(mask_GOCK, geometry, predictor, graph, dtype, exact)
+    """Scores of the disabled positions by group, output channel, input channel and position; 0 at active ones.
+
+    The same whether autocast or TF32 is on: nearly equal scores must not change their order.
+    """
+    with full_precision(mask_GOCK.device):
+        scores_GOCK = _in_bounds_scores(mask_GOCK, geometry, predictor, graph, dtype, exact)
     if windows == "all" and predictor != "in_bounds":
         scores_GOCK *= torch.tensor(geometry.in_bounds, dtype=dtype, device=mask_GOCK.device)
     return scores_GOCK

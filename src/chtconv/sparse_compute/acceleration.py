@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from torch import nn
 
 from chtconv.enforcement.sparse_layer import SparseLayer
-from chtconv.errors import unknown
+from chtconv.errors import ConfigurationError, unknown
 from chtconv.sparse_compute.computation import Computation
 from chtconv.sparse_compute.layers import put, refusal, take_back
 from chtconv.sparse_compute.library import library
@@ -55,7 +55,7 @@ def accelerate(model: M, topology: Topology, *, backend: str = "auto") -> M:
         The model.
 
     Raises:
-        ConfigurationError: an unknown backend, the topology of another model, or one that was detached.
+        ConfigurationError: an unknown backend, no topology, that of another model, or one that was detached.
 
     Example:
         >>> import torch, chtconv
@@ -67,6 +67,8 @@ def accelerate(model: M, topology: Topology, *, backend: str = "auto") -> M:
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
+    if not isinstance(topology, Topology):
+        raise ConfigurationError(f"topology={topology!r}: accepted is what chtconv.sparsify returned.")
     topology.accelerate(model, None if backend == "dense" else lambda layers: Acceleration(layers, backend))
     return model
 

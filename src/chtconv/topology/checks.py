@@ -74,12 +74,24 @@ def warn_of_ignored(settings: Mapping[str, Settings]) -> None:
         told |= ignored
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def whole_steps(name: str, value: Any, least: int) -> int:
     """A number of optimizer steps, of any type of whole numbers."""
-    try:
-        steps = operator.index(value)
-    except TypeError:
-        steps = least - 1
-    if isinstance(value, bool) or steps < least:
+    steps = _whole(value)
+    if steps is None or steps < least:
         raise ConfigurationError(f"{name}={value!r}: accepted is a whole number of at least {least} optimizer steps.")
     return steps
+
+
+def whole_seed(value: Any) -> int:
+    """A seed, of any type of whole numbers."""
+    seed = _whole(value)
+    if seed is None:
+        raise ConfigurationError(f"seed={value!r}: accepted is a whole number.")
+    return seed
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

@@ -1,6 +1,6 @@
 """Numbers that describe a sparse topology."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from chtconv.layers.chains import Link, anp, remove_dead
 from chtconv.layers.matrix import Layer, by_channel
 from chtconv.methods.regrowth import ROUNDING_BITS
 
-# What the statistics of a layer take from the record of its last evolution.
+# What the statistics of a layer take from the record of the last evolution.
 FROM_RECORD = ("overlap", "turnover", "survival", "zero_scores", "tied_scores")
 _SUMS = ("links", "size", "explored", "forward_flops", "dense_forward_flops", "training_flops", "dense_training_flops")
 _SAMPLE = 8
@@ -67,6 +67,20 @@ def overall_stats(by_layer: dict[str, dict[str, Any]]) -> dict[str, Any]:
     sums: dict[str, Any] = {key: None if None in values else sum(values) for key, values in columns.items()}
     density, explored = sums["links"] / sums["size"], sums.pop("explored")
     return sums | {"density": density, "sparsity": 1 - density, "itop": explored / sums["size"]}
+
+
+def overall_evolution(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Overlap and turnover of an evolution over all layers, from its rows; None without any.
+
+    >>> first = {"removed": 6, "rechosen": 3, "new": 3, "links": 20}
+    >>> rows = [first, {"removed": 2, "rechosen": 1, "new": 1, "links": 5}]
+    >>> overall_evolution(rows), overall_evolution([])
+    ({'overlap': 0.5, 'turnover': 0.16}, {'overlap': None, 'turnover': None})
+    """
+    if not rows:
+        return {"overlap": None, "turnover": None}
+    removed, rechosen, new, links = (sum(row[key] for row in rows) for key in ("removed", "rechosen", "new", "links"))
+    return {"overlap": rechosen / removed if removed else 0.0, "turnover": new / links if links else 0.0}
 
 
 def active_channels(layers: Sequence[SparseLayer], chains: Sequence[Link]) -> float | None:

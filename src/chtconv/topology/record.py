@@ -44,7 +44,7 @@ class Record:
         """
         mask, layer = evolved.mask, evolved.layer
         scored = evolved.scored is not None
-        scores = evolved.scored if evolved.scored is not None else torch.zeros(2)
+        scores = evolved.scored if evolved.scored is not None else torch.zeros(2, device=mask.device)
         positive, tied = scores.to(mask.device)
         numbers = torch.stack([
             number.double()

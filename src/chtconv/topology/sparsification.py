@@ -21,7 +21,7 @@ from chtconv.methods import Method
 from chtconv.methods import method as find_method
 from chtconv.methods.schedule import Schedule
 from chtconv.randomness import canonical_names, generator
-from chtconv.topology.checks import check_layer, check_weights, warn_of_ignored, whole
+from chtconv.topology.checks import check_layer, check_weights, warn_of_ignored, whole_seed, whole_steps
 from chtconv.topology.topology import Topology
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def sparsify(
         >>> topology.evolutions, topology.stats()["links"]
         (1, 24)
     """
-    optimizers = _optimizers(optimizer)
+    seed, optimizers = whole_seed(seed), _optimizers(optimizer)
     modules = find_layers(model, layers)
     general = Settings(sparsity, find_method(method), predictor, graph, exact, allocation, initial, windows)
     settings = _settings(modules, general, overrides or {})
@@ -200,10 +200,10 @@ def _schedule(
     stop: int | None,
     total_steps: int | None,
 ) -> Schedule:
-    interval = whole("interval", interval, 1)
-    stop = None if stop is None else whole("stop", stop, 0)
+    interval = whole_steps("interval", interval, 1)
+    stop = None if stop is None else whole_steps("stop", stop, 0)
     if total_steps is not None:
-        usual_stop = whole("total_steps", total_steps, 1) * 3 // 4
+        usual_stop = whole_steps("total_steps", total_steps, 1) * 3 // 4
         stop = usual_stop if stop is None else stop
     for name, each in settings.items():
         if each.method.density != "constant" and stop is None:

@@ -16,12 +16,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from chtconv.enforcement.averages import Averages
-from chtconv.enforcement.bits import apply_bits, matching
 from chtconv.enforcement.distributed import Ranks, agree, average_gradients, verify
 from chtconv.enforcement.hooks import WeakHook
 from chtconv.enforcement.loading import check_fits, check_mask, check_uncut, count_set
 from chtconv.enforcement.optimizer_state import reset_off_mask
-from chtconv.enforcement.sharding import is_sharded, local, local_state
+from chtconv.enforcement.sharding import is_sharded, local_state
 from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.enforcement.stepping import Stepping
 from chtconv.errors import ConfigurationError
@@ -32,7 +31,7 @@ from chtconv.layers.matrix import from_matrix
 from chtconv.methods.schedule import Schedule
 from chtconv.randomness import canonical_names, generator
 from chtconv.topology.evolution import Evolved, evolve
-from chtconv.topology.metrics import FROM_RECORD, active_channels, layer_stats, overall_stats
+from chtconv.topology.metrics import FROM_RECORD, active_channels, layer_stats, overall_evolution, overall_stats
 from chtconv.topology.record import Record
 
 # What a state must hold.
@@ -130,16 +129,28 @@ class Topology:
         return any(layer.capturing for layer in self._layers)
 
     def stats(self) -> dict[str, Any]:
-        """Numbers of every layer (``"layers"``) and of all together; see :mod:`chtconv.topology.metrics`."""
-        by_layer = {layer.name: layer_stats(layer, self.step_count) for layer in self._layers}
-        for row in self._record.last():
-            by_layer[row["layer"]] |= {key: row[key] for key in FROM_RECORD}
-        return overall_stats(by_layer) | {
-            "anp": active_channels(self._layers, self._known_chains()),
-            "evolutions": self.evolutions,
-            "step": self.step_count,
-            "layers": by_layer,
+        """Numbers of every layer (``"layers"``) and of all together; see :mod:`chtconv.topology.metrics`.
+
+        Those of the latest evolution, such as ``overlap``, are as in :mod:`chtconv.topology.record`; None before the
+        first one, and for layers that had no part in it.
+        """
+        latest = self._record.last()
+        rows = {row["layer"]: row for row in latest}
+        by_layer = {
+            layer.name: layer_stats(layer, self.step_count)
+            | {key: rows.get(layer.name, {}).get(key) for key in FROM_RECORD}
+            for layer in self._layers
         }
+        return (
+            overall_stats(by_layer)
+            | overall_evolution(latest)
+            | {
+                "anp": active_channels(self._layers, self._known_chains()),
+                "evolutions": self.evolutions,
+                "step": self.step_count,
+                "layers": by_layer,
+            }
+        )
 
     def on_evolution(self, callback: Callable[["Topology"], None]) -> RemovableHandle:
         """Calls ``callback(topology)`` after every evolution, until ``remove()`` of the handle is called."""
@@ -316,13 +327,10 @@ class Topology:
 
     def _enforce_layer(self, layer: SparseLayer) -> None:
         """Puts the mask into force: weights to zero, gradients to zero, optimizer state to that of a fresh start."""
-        weight = layer.weight
-        part = local(weight.detach())
-        layer.bits = matching(layer.bits, part)
-        apply_bits(part, layer.bits)
+        layer.mask_weight()
         layer.mask_gradient()
         for optimizer in self._optimizers:
-            reset_off_mask(*local_state(optimizer, weight), layer.bits)
+            reset_off_mask(*local_state(optimizer, layer.weight), layer.bits)
 
     def _arm(self) -> None:
         """Dense gradients are kept on the steps before an evolution, and on all steps where they are averaged."""

@@ -3,12 +3,12 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.utils.deterministic
 
 from chtconv.errors import ConfigurationError
+from chtconv.precision import float32_products
 from chtconv.randomness import derived_seed
 from chtconv.sparse_compute.library import library
 from chtconv.training.config import DENSE, Machine
@@ -109,7 +109,7 @@ def reproducible(device: torch.device, threads: int | None, precision: str = "fl
     try:
         with (
             keeping_memory(),
-            _float32(tf32=precision == "tf32"),
+            float32_products(tf32=precision == "tf32"),
             torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []),
             _own_stream(device),
         ):
@@ -119,26 +119,6 @@ def reproducible(device: torch.device, threads: int | None, precision: str = "fl
         torch.backends.cudnn.benchmark = benchmark
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.set_num_threads(threads_before)
-
-
-@contextlib.contextmanager
-def _float32(*, tf32: bool) -> Iterator[None]:
-    """Matrix products and convolutions of float32 on a GPU: rounded to TF32 or not; torch rounds those of cuDNN."""
-    matmul: Any = torch.backends.cuda.matmul
-    # Since torch 2.9; using these and the old names side by side is an error there.
-    convolution: Any = getattr(torch.backends.cudnn, "conv", None)
-    new = convolution is not None
-    kinds = (matmul, convolution if new else torch.backends.cudnn)
-    name = "fp32_precision" if new else "allow_tf32"
-    value: Any = ("tf32" if tf32 else "ieee") if new else tf32
-    before = [getattr(kind, name) for kind in kinds]
-    for kind in kinds:
-        setattr(kind, name, value)
-    try:
-        yield
-    finally:
-        for kind, old in zip(kinds, before, strict=True):
-            setattr(kind, name, old)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,7 @@ class Run:
         """All that a resumed run needs to go on as if it had never stopped: tensors and plain values."""
         return {
             "epoch": self.epoch,
+            "device": self.device.type,
             "metrics": self.metrics,
             "started": self.started,
             "model": self.model.state_dict(),
@@ -83,7 +84,14 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state: the masks first, because weights and optimizer state are masked as they are loaded."""
+        """Take up a state: the masks first, because weights and optimizer state are masked as they are loaded.
+
+        Raises:
+            ValueError: the state is of another kind of device, whose optimizer and bits are others.
+        """
+        kind = state.get("device", self.device.type)
+        if kind != self.device.type:
+            raise ValueError(f"it was computed on {kind!r}, and this is {self.device.type!r}")
         if self.topology:
             self.topology.load_state_dict(state["topology"])
         self.model.load_state_dict(state["model"])
