@@ -115,7 +115,7 @@ class SparseLayer:
         self.momentum: Tensor | None = None
         self.handles: list[RemovableHandle] = []
         self.hooked: nn.Parameter | None = None
-        self._known: int | None = None
+        self._left_at: int | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -179,11 +179,11 @@ class SparseLayer:
 
     def stepped(self) -> None:
         """After an optimizer has stepped: the weight is as training has left it."""
-        self._known = self.weight._version
+        self._left_at = self.weight._version
 
     def mask_if_written(self) -> None:
         """Before a step: masks a weight that somebody wrote into since the last one, as in a new initialisation."""
-        if self.weight._version != self._known:
+        if self.weight._version != self._left_at:
             self.mask_weight()
             self.version += 1
 
