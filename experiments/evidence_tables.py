@@ -8,6 +8,7 @@ from typing import Any
 from frozen_tests import FROZEN_TESTS, FrozenTest
 from layout import ROOT, markdown, read
 
+from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.rendering import markdown as comparison_tables
 from chtconv.comparison.rendering import markdown_sheet
 from chtconv.comparison.result import read_lines
@@ -72,6 +73,27 @@ def reach() -> str:
     return markdown(["masks", "width", "sparsity", "seeds", *columns], body) if body else ""
 
 
+def gradient() -> str:
+    """How much larger than elsewhere the gradient is where each rule puts links, in percent.
+
+    Means over the layers behind the first one on maps of 4x4 and more, and over seeds; on smaller ones most windows
+    have padding, and the border of a kernel decides.
+    """
+    alike: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for line in read("gradient.jsonl"):
+        configuration = line["configuration"]
+        alike.setdefault((configuration["sparsity"], configuration["method"]), []).append(line)
+    parts = ("place", "slice", "position")
+    body = []
+    for (sparsity, method), lines in sorted(alike.items()):
+        layers = [layer for line in lines for layer in list(line["layers"].values())[1:] if layer["input_size"] >= 4]
+        for rule in layers[0]["gains"]:
+            means = (sum(layer["gains"][rule][part] for layer in layers) / len(layers) for part in parts)
+            row = [f"{sparsity:.0%}", METHOD_NAMES[method], str(len(lines)), rule]
+            body.append([*row, *(f"{mean - 1:+.1%}" for mean in means)])
+    return markdown(["sparsity", "masks of", "seeds", "rule", "place", "slice", "position"], body) if body else ""
+
+
 # By name.
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(frozen_test, test) for name, test in FROZEN_TESTS.items()},
@@ -81,4 +103,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "superseded": partial(accuracies, "superseded.jsonl"),
     "first": partial(results, "cifar10.jsonl"),
     "reach": reach,
+    "gradient": gradient,
 }

@@ -202,7 +202,8 @@ def add_line(run: Run, known: dict[str, Any], results: Path) -> None:
         "configuration": known,
         "epoch": run.epoch,
         "layers": gains(run),
-        "config": run.config.to_dict(),
+        # The same wherever the images lie.
+        "config": run.config.to_dict() | {"dataset": Path(run.config.data.dataset).name},
         "versions": environment.versions(),
         "hardware": environment.hardware(run.device),
         "commit": environment.commit(),

@@ -44,6 +44,32 @@ def test_the_table_of_reach_averages_layers_and_seeds_and_takes_the_latest(exper
     ]
 
 
+def test_the_table_of_gradients_averages_layers_behind_the_first_on_maps_that_are_not_all_border(
+    experiments, monkeypatch
+):
+    tables = experiments("evidence_tables")
+
+    def line(method, seed, *places):
+        layers = {
+            str(index): {"input_size": size, "gains": {"A": {"place": place, "slice": 1.5, "position": 0.75}}}
+            for index, (size, place) in enumerate(zip((32, 32, 4, 2), places, strict=True))
+        }
+        return {"configuration": {"sparsity": 0.9, "method": method, "seed": seed}, "layers": layers}
+
+    lines = [
+        line("set", 1, 9.0, 1.25, 1.5, 9.0),
+        line("set", 2, 9.0, 1.75, 2.0, 9.0),
+        line("chts", 1, 1.0, 1.0, 1.0, 1.0),
+    ]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    assert tables.gradient().splitlines() == [
+        "| sparsity | masks of | seeds | rule | place | slice | position |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| 90% | CHTs | 1 | A | +0.0% | +50.0% | -25.0% |",
+        "| 90% | SET | 2 | A | +62.5% | +50.0% | -25.0% |",
+    ]
+
+
 def test_the_screening_leaves_out_differences_of_single_pairs_and_no_run(experiments):
     tables = experiments("evidence_tables")
     every, shown = tables.results("screening.jsonl").splitlines(), tables.TABLES["screening"]().splitlines()
