@@ -2,10 +2,10 @@
 
 python experiments/gradient.py --sparsities 0.7 0.9 0.95 --methods set chts --seeds 1 2 3
 
-Trains each network for half of its epochs (recipe cifar-short; resumable), then takes the gradient of the loss at all
-places of every kernel, with links or without, from training images that are drawn as the next epoch would. Half of
-them choose the places with the largest gradient, the other half judge every rule, so that no rule is judged by what it
-chose from. Masks are scored as they are. Adds a line for each network to results/gradient.jsonl.
+Trains each network for half of its epochs (recipe cifar-short; resumable; on the CPU), then takes the gradient of the
+loss at all places of every kernel, with links or without, from training images that are drawn as the next epoch would.
+Half of them choose the places with the largest gradient, the other half judge every rule, so that no rule is judged by
+what it chose from. Masks are scored as they are. Adds a line for each network to results/gradient.jsonl.
 
 Shapes: O kernels, C input channels, K positions of a kernel.
 """
@@ -13,23 +13,24 @@ Shapes: O kernels, C input channels, K positions of a kernel.
 import argparse
 import json
 from contextlib import suppress
-from datetime import datetime, timezone
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from layout import ROOT, append
 from torch import Tensor
 from torch.nn import functional
 
 from chtconv import link_scores
 from chtconv.explain.layers import MaskedLayer, masked_layers
+from chtconv.methods.regrowth import REGROWTHS, choose
 from chtconv.models import build_model
-from chtconv.training import Config, RunFolder, environment, recipe, train
+from chtconv.selection import Count
+from chtconv.training import Config, RunFolder, recipe, train
 from chtconv.training.progress import Progress
 from chtconv.training.run import Run, prepare
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "gradient.jsonl"
 BATCHES = 40  # to choose by, and as many to judge by
 SCORES: dict[str, dict[str, str]] = {
@@ -81,15 +82,16 @@ def _shares(values_OCK: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def largest(gradient_OCK: Tensor, links_OCK: Tensor, zeta: float) -> Tensor:
-    """1 at the free places of each kernel with the largest gradient, as many as an evolution exchanges at zeta; 0 else.
+    """True where RigL would put the links that an evolution exchanges at zeta, one at least; kernels have equally many.
 
     >>> largest(torch.tensor([[[9.0, -3.0, 1.0]]]), torch.tensor([[[True, False, False]]]), 0.3)
-    tensor([[[0., 1., 0.]]])
+    tensor([[[False,  True, False]]])
     """
-    size_ON = gradient_OCK.abs().masked_fill(links_OCK, -1).flatten(1)
-    wanted_O1 = (zeta * links_OCK.flatten(1).sum(dim=1, keepdim=True)).round().clamp_min(1)
-    rank_ON = size_ON.argsort(dim=1, descending=True).argsort(dim=1)
-    return ((rank_ON < wanted_O1) & (size_ON >= 0)).float().view(gradient_OCK.shape)
+    kept_ON = links_OCK.flatten(1)
+    count = Count(max(1, round(zeta * int(kept_ON[0].sum()))), torch.zeros(len(kept_ON), 1, dtype=torch.bool))
+    ties = torch.Generator().manual_seed(0)
+    chosen_ON = choose(REGROWTHS["gradient"], gradient_OCK.flatten(1), kept_ON, kept_ON & False, count, ties)
+    return chosen_ON.view(links_OCK.shape)
 
 
 def gradients(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -190,27 +192,13 @@ def main() -> None:
             continue
         print(known, flush=True)
         config = recipe("cifar-short").replace(
-            dataset=options.dataset, precision="float32", windows="all", threads=options.threads, **known
+            dataset=options.dataset, precision="float32", windows="all", device="cpu", threads=options.threads, **known
         )
         run = half_trained(config, options.out / f"{method}-{sparsity:g}-seed{seed}")
-        add_line(run, known, options.results)
-
-
-def add_line(run: Run, known: dict[str, Any], results: Path) -> None:
-    line = {
-        "experiment": "gradient",
-        "configuration": known,
-        "epoch": run.epoch,
-        "layers": gains(run),
-        # The same wherever the images lie.
-        "config": run.config.to_dict() | {"dataset": Path(run.config.data.dataset).name},
-        "versions": environment.versions(),
-        "hardware": environment.hardware(run.device),
-        "commit": environment.commit(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        # The data set has the same name wherever the images lie.
+        name = {"dataset": Path(run.config.data.dataset).name}
+        parts = {"epoch": run.epoch, "layers": gains(run), "config": run.config.to_dict() | name}
+        append(options.results, "gradient", run.device, {"configuration": known} | parts)
 
 
 if __name__ == "__main__":

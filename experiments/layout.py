@@ -1,9 +1,14 @@
-"""What all tables are made with: the lines of results/, rows in Markdown, and numbers as text."""
+"""What experiments and tables share: the lines of results/, rows in Markdown, and numbers as text."""
 
 import json
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from chtconv.training import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -12,6 +17,20 @@ def read(name: str) -> list[dict[str, Any]]:
     """The lines of a file in results/; none where there is no file."""
     path = ROOT / "results" / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, experiment: str, device: torch.device, parts: dict[str, Any]) -> None:
+    """Adds a line to a file of results: what was measured, and where, when and with what."""
+    line = {
+        "experiment": experiment,
+        **parts,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(device),
+        "commit": environment.commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def markdown(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -8,22 +8,21 @@ Masks are scored as they are. An evolution removes links before it scores, so wh
 """
 
 import argparse
-import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from layout import ROOT, append
 
 from chtconv import sparsify
 from chtconv.comparison.cell import variant_name
 from chtconv.explain.layers import MaskedLayer, masked_layers, statistics
 from chtconv.explain.sources import layers_of_run
 from chtconv.models import build_model
-from chtconv.training import Config, environment, recipe
+from chtconv.training import Config, recipe
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "reach.jsonl"
+RESULTS = ROOT / "results" / "reach.jsonl"
 PREDICTOR = {"predictor": "ch3_l3n", "graph": "kernel", "windows": "all"}
 WIDTHS = (0.25, 1.0)
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -56,19 +55,9 @@ def variant(config: Config) -> str:
     return variant_name(config, recipe("cifar-short"))
 
 
-def append(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer]) -> None:
-    line = {
-        "experiment": "reach",
-        "masks": masks,
-        "configuration": configuration | PREDICTOR,
-        "layers": measured(layers),
-        "versions": environment.versions(),
-        "hardware": environment.hardware(torch.device("cpu")),
-        "commit": environment.commit(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def add(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer]) -> None:
+    parts = {"masks": masks, "configuration": configuration | PREDICTOR, "layers": measured(layers)}
+    append(RESULTS, "reach", torch.device("cpu"), parts)
 
 
 def main() -> None:
@@ -79,12 +68,12 @@ def main() -> None:
     for run in options.runs:
         config, layers = layers_of_run(run, [])
         known = {"model": config.network.model, "width": config.network.width, "sparsity": config.topology.sparsity}
-        append(variant(config), known | {"seed": config.machine.seed, "epochs": config.optimisation.epochs}, layers)
+        add(variant(config), known | {"seed": config.machine.seed, "epochs": config.optimisation.epochs}, layers)
     if not options.runs:
         for width in WIDTHS:
             for sparsity in SPARSITIES:
                 known = {"model": "vgg16", "width": width, "sparsity": sparsity, "seed": options.seed, "epochs": 0}
-                append("random", known, random_masks(width, sparsity, options.seed))
+                add("random", known, random_masks(width, sparsity, options.seed))
 
 
 if __name__ == "__main__":

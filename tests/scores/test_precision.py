@@ -67,7 +67,7 @@ def test_the_precision_of_products_is_full_within_and_as_before_afterwards(preci
     before = {device: kind.fp32_precision for device, kind in kinds.items()}
     assert before == {"cuda": "tf32", "cpu": "bf16"}
     for device, kind in kinds.items():
-        with full_precision(torch.device("cpu") if device == "cpu" else torch.device("cuda")):
+        with full_precision(torch.device(device)):
             assert kind.fp32_precision == "ieee"
         assert {device: kind.fp32_precision for device, kind in kinds.items()} == before
     assert torch.get_float32_matmul_precision() == "medium"
