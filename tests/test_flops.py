@@ -135,6 +135,16 @@ def test_attention_and_weights_that_other_modules_use(need_weights, low_precisio
             }
 
 
+def test_products_without_parameters_belong_to_the_innermost_module():
+    class Similarity(nn.Module):
+        def forward(self, x):
+            return x @ x.T
+
+    model = nn.Sequential(nn.Linear(8, 5), nn.Sequential(nn.ReLU(), Similarity()))
+    layers = count_flops(model, torch.randn(3, 8)).layers
+    assert {name: layer.dense for name, layer in layers.items()} == {"0.weight": 2 * 3 * 8 * 5, "1.1": 2 * 3 * 5 * 3}
+
+
 def test_the_fused_encoder_counts_like_its_parts():
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     projections, attention = 4 * (2 * 15 * 8 * 8), 2 * (2 * 3 * 2 * 5 * 5 * 4)

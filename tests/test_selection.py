@@ -1,6 +1,7 @@
 """Choosing links: exact counts, no bias among equals, and the right probabilities."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -59,8 +60,10 @@ def test_keys_are_in_the_order_of_the_magnitudes(values, smallest):
     assert (keys > 0).all()
 
 
-def test_values_that_differ_by_rounding_errors_are_equal_and_others_are_not():
-    values = torch.tensor([[1.0, 1.0 + 2**-22, 1.0 + 2**-12]]).expand(2000, 3)
+@pytest.mark.parametrize("error", [2.0**-22, -(2.0**-23)], ids=["above", "below"])
+def test_values_that_differ_by_rounding_errors_are_equal_and_others_are_not(error):
+    """On either side of a round number, which scores often are."""
+    values = torch.tensor([[1.0, 1.0 + error, 1.0 + 2**-12]]).expand(2000, 3)
     keys = by_value(values, source(), drop_bits=8)
     assert 800 < (keys[:, 0] > keys[:, 1]).sum() < 1200
     assert (keys[:, 2] > keys[:, 1]).all()
@@ -131,6 +134,16 @@ def test_exponentials_have_the_right_distribution():
     for x in (0.001, 0.1, 1.0, 3.0):
         share, expected = (draws < x).double().mean(), 1 - torch.tensor(-x, dtype=torch.float64).exp()
         assert (share - expected).abs() < 5 * (expected * (1 - expected) / draws.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("integer", [1, 2**31 - 1])
+def test_exponentials_of_the_least_and_the_largest_integer_are_no_exceptions(integer, monkeypatch):
+    """They turn up once in a billion draws."""
+    monkeypatch.setattr(selection, "random_integers", lambda like, _: torch.full_like(like, integer, dtype=torch.int32))
+    (draw,) = exponentials(torch.empty(1), source())
+    assert 0 < draw < float("inf")
+    # The quantile of where the integer is among all, but for the rounding of float32 just below 1.
+    assert draw == pytest.approx(-math.log1p(-integer / 2**31), rel=0.3)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0, 2.5, 7.0])

@@ -49,7 +49,7 @@ KINDS = {
     "circular": (nn.Conv2d(3, 6, 5, padding=2, padding_mode="circular"), 9),
     "depthwise": (nn.Conv2d(6, 6, 7, padding="same", groups=6), 9),
     "grouped": (nn.Conv2d(6, 4, (1, 3), padding=(0, 1), groups=2), 9),
-    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1), 5),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2, output_padding=1), 5),
     "1-D": (nn.Conv1d(4, 6, 4, stride=2, dilation=2), 11),
     "3-D": (nn.Conv3d(2, 4, (1, 2, 3)), 4),
 }

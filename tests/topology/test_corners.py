@@ -22,8 +22,14 @@ def test_a_state_that_is_refused_leaves_the_model_alone():
     assert sparse(other, sparsity=0.5, state=state)[2].masks.keys() == state["masks"].keys()
 
 
-def test_a_callback_may_detach():
-    model, optimizer, topology = sparse(interval=2, method="set")
+class Foreign(torch.optim.SGD):
+    """Of which nobody knows that it keeps zeros: weights are masked after its steps."""
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Foreign])
+def test_a_callback_may_detach(kind):
+    model = small_network()
+    model, optimizer, topology = sparse(model, kind(model.parameters(), lr=0.1), interval=2, method="set")
     optimizer.register_step_post_hook(lambda *_: None)
     topology.on_evolution(lambda each: each.detach())
     train(model, optimizer, 5)

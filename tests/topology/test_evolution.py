@@ -1,6 +1,7 @@
 """Whole evolutions against independent ones: RigL, GraNet, SNFS and gradual pruning, done again on a twin."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -243,6 +244,17 @@ def test_snfs_regrows_by_momentum_where_the_momentum_of_links_is_large():
         assert sum(int(mask.sum()) for mask in topology.masks.values()) == sum(links.values())
         twin.masks = topology.masks
     assert moved > 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_gradients_off_the_mask_that_are_not_finite_count_as_none_in_momentum(value):
+    model, optimizer, topology = sparse(nn.Sequential(nn.Conv2d(2, 1, 1)), method="snfs", sparsity=0.5, interval=9)
+    mask = topology.masks["0.weight"]
+    images = torch.where(mask[0], 1.0, value).expand(1, 2, 5, 5)
+    model(images).sum().backward()
+    optimizer.step()
+    (layer,) = topology._layers
+    torch.testing.assert_close(layer.momentum, torch.where(mask, 0.1 * 25, 0.0))
 
 
 def test_a_layer_that_links_move_away_from_keeps_one_and_gets_more_again():

@@ -145,11 +145,14 @@ def test_erk_has_the_links_of_the_sparsity_over_all_layers_that_take_part(sparsi
         assert value == pytest.approx(sum(scale.values()) / len(scale), rel=0.15, abs=slack)
 
 
-def test_erk_from_a_dense_start_and_unknown_distributions():
-    topology = sparse(method="granet", distribution="erk", sparsity=0.8, stop=1000)[2]
-    stats = topology.stats()
-    assert stats["sparsity"] == pytest.approx(0.5, abs=0.02)
-    assert len({round(layer["density"], 2) for layer in stats["layers"].values()}) > 1
+def test_erk_from_a_denser_start_and_unknown_distributions():
+    """A falling density starts as what is that dense all the time, in every layer."""
+    falling = sparse(method="granet", distribution="erk", sparsity=0.8, stop=1000)[2].stats()
+    constant = sparse(method="set", allocation="layer", distribution="erk", sparsity=0.5)[2].stats()
+    assert falling["sparsity"] == pytest.approx(0.5, abs=0.02)
+    densities = [[layer["density"] for layer in stats["layers"].values()] for stats in (falling, constant)]
+    assert densities[0] == pytest.approx(densities[1], abs=0.05)
+    assert max(densities[0]) - min(densities[0]) > 0.2
     with pytest.raises(ConfigurationError, match="unknown distribution 'erdos'"):
         sparse(distribution="erdos")
 
