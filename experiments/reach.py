@@ -1,14 +1,17 @@
 """How much of a kernel link prediction reaches: masks as random as training starts with, and those that it ended with.
 
 python experiments/reach.py                 random masks of VGG16, at two widths and six sparsities
-python experiments/reach.py RUN...          the masks of complete runs
+python experiments/reach.py FOLDER...       these and the masks of complete runs, of which the folder is one or has some
 
-Each adds lines to results/reach.jsonl: `reach` and `unscored` of each layer, see chtconv.explain.score_statistics.
-Masks are scored as they are. An evolution removes links before it scores, so what it reaches is less.
+Each adds a line to results/reach.jsonl, unless it has one: `reach` and `unscored` of each layer, see
+chtconv.explain.score_statistics. Masks are scored as they are. An evolution removes links before it scores, so what it
+reaches is less.
 """
 
 import argparse
+import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +58,33 @@ def variant(config: Config) -> str:
     return variant_name(config, recipe("cifar-short"))
 
 
-def add(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer]) -> None:
-    parts = {"masks": masks, "configuration": configuration | PREDICTOR, "layers": measured(layers)}
-    append(RESULTS, "reach", torch.device("cpu"), parts)
+def complete_runs(folder: Path) -> list[Path]:
+    """The folder itself if it is that of a complete run, else those in it."""
+    return sorted(each.parent for each in (folder / "summary.json", *folder.glob("*/summary.json")) if each.exists())
+
+
+def add(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer], results: Path) -> None:
+    """Adds a line, unless there is one of these masks."""
+    known = {"masks": masks, "configuration": configuration | PREDICTOR}
+    lines = results.read_text().splitlines() if results.exists() else []
+    if not any(known.items() <= json.loads(line).items() for line in lines):
+        append(results, "reach", torch.device("cpu"), known | {"layers": measured(layers)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of complete runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the random masks (0)")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="of a complete run, or of several")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the random masks (0 1)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the lines")
     options = parser.parse_args()
-    for run in options.runs:
+    for seed, width, sparsity in product(options.seeds, WIDTHS, SPARSITIES):
+        known = {"model": "vgg16", "width": width, "sparsity": sparsity, "seed": seed, "epochs": 0}
+        add("random", known, random_masks(width, sparsity, seed), options.results)
+    for run in [run for folder in options.folders for run in complete_runs(folder)]:
         config, layers = layers_of_run(run, [])
         known = {"model": config.network.model, "width": config.network.width, "sparsity": config.topology.sparsity}
-        add(variant(config), known | {"seed": config.machine.seed, "epochs": config.optimisation.epochs}, layers)
-    if not options.runs:
-        for width in WIDTHS:
-            for sparsity in SPARSITIES:
-                known = {"model": "vgg16", "width": width, "sparsity": sparsity, "seed": options.seed, "epochs": 0}
-                add("random", known, random_masks(width, sparsity, options.seed))
+        known |= {"seed": config.machine.seed, "epochs": config.optimisation.epochs}
+        add(variant(config), known, layers, options.results)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Network:
     model: str = choice("which network", lambda: MODELS).field("vgg16")
     width: float = positive("multiplies the channels of every convolution").field(0.25)
     head: int | None = whole(
-        "neurons of each hidden layer of the perceptron; none is 4096 x width", 1, optional=True
+        "neurons of each hidden layer of the perceptron of a VGG; none is 4096 x width", 1, optional=True
     ).field(None)
     dropout: float = share("share of the perceptron's neurons dropped in training", least=0).field(0.5)
 
@@ -58,7 +58,7 @@ class Topology:
     graph: str = choice("graph that links are predicted on", lambda: GRAPHS).field("kernel")
     windows: str = choice("windows that link scores are averaged over", lambda: WINDOWS).field("in_bounds")
     sparsity: float = share("share of the links that is absent", least=0).field(0.9)
-    layers: str = text("sparse convolutions: names or wildcards, with commas between").field("*")
+    layers: str = text("sparse layers: names or wildcards, with commas between; * is every convolution").field("*")
     zeta: float = share("share of a kernel's links removed at an evolution", whole_too=True).field(0.3)
     zeta_schedule: str | None = choice(
         "course of zeta until evolution stops; none is that of the method, or cosine", lambda: DECAYS, optional=True
