@@ -185,10 +185,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the lines")
     options = parser.parse_args()
     lines = options.results.read_text().splitlines() if options.results.exists() else []
-    done = [json.loads(line)["configuration"] for line in lines]
+    done = [(line["config"]["dataset"], line["configuration"]) for line in map(json.loads, lines)]
     for seed, sparsity, method in product(options.seeds, options.sparsities, options.methods):
         known = {"method": method, "sparsity": sparsity, "seed": seed}
-        if known in done:
+        if (Path(options.dataset).name, known) in done:
             continue
         print(known, flush=True)
         config = recipe("cifar-short").replace(

@@ -59,8 +59,9 @@ def variant(config: Config) -> str:
 
 
 def complete_runs(folder: Path) -> list[Path]:
-    """The folder itself if it is that of a complete run, else those in it."""
-    return sorted(each.parent for each in (folder / "summary.json", *folder.glob("*/summary.json")) if each.exists())
+    """The folder itself if it is that of a complete sparse run, and those in it."""
+    folders = (folder, *sorted(each.parent for each in folder.glob("*/summary.json")))
+    return [each for each in folders if (each / "summary.json").exists() and (each / "masks.safetensors").exists()]
 
 
 def add(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer], results: Path) -> None:

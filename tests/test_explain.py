@@ -450,6 +450,15 @@ def test_a_run_is_explained_by_what_it_went_by(chtconv: Run, finished: Path) -> 
     assert "nearly like SET (effective candidates 0.9" in " ".join(out.split())
 
 
+def test_a_run_of_a_control_is_explained_by_what_it_counted(chtconv: Run, finished: Path, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"method": "occupancy"}))
+    assert chtconv("explain", str(run), "--layer", "features.40")[1].startswith("occupancy on the layer graph\n")
+    words = ("explain", str(run), "--layer", "features.40", "--predictor", "cn_l3n")
+    assert chtconv(*words)[1].startswith("cn_l3n on the layer graph\n")
+
+
 def test_what_a_run_mixed_into_its_scores_is_said(chtconv: Run, finished: Path, tmp_path: Path) -> None:
     def last_line(smoothing: float | None) -> str:
         run = copy_of(finished, tmp_path / f"run-{smoothing}")

@@ -186,6 +186,10 @@ def test_a_folder_is_taken_up_again_without_its_table_of_contents(
         assert "without it, it is written anew" in error
         table.unlink()
     (done / ".comparison.json.partial").write_text("{")
+    assert compare(chtconv, done, "--only", "nothing")[0] == 2
+    (done / "another").mkdir()
+    assert "another, which is no run of this one" in compare(chtconv, done, "--only", "SET")[2]
+    (done / "another").rmdir()
     assert compare(chtconv, done)[0] == 0
     assert json.loads(table.read_text()) == whole
 

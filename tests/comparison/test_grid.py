@@ -70,6 +70,15 @@ def test_a_methods_own_values_are_the_same_named_or_not() -> None:
     assert canonical(within, SHORT) == within
     assert canonical(SHORT.replace(method="rigl", smoothing=0.5), SHORT) == SHORT.replace(method="rigl")
     assert canonical(SHORT.replace(method="chts", smoothing=0.0), SHORT) == SHORT.replace(method="chts")
+    for usual in (SHORT, SHORT.replace(zeta_schedule=None), SHORT.replace(zeta_schedule="constant")):
+        for method, own in (("set", "cosine"), ("mest", "linear")):
+            named, plain = (usual.replace(method=method, zeta_schedule=each) for each in (own, None))
+            assert canonical(named, usual) == canonical(plain, usual)
+            assert canonical(usual.replace(method=method), usual) == usual.replace(method=method)
+            assert canonical(usual.replace(method=method, zeta_schedule="constant"), usual) != canonical(plain, usual)
+    adam = SHORT.replace(optimizer="adam", schedule="constant")
+    assert canonical(adam.replace(momentum=0.5, final_lr=0.1, decay_end=0.5), SHORT) == adam
+    assert canonical(SHORT.replace(momentum=0.5, final_lr=0.1, decay_end=0.5), SHORT) != SHORT
     for name, windows in (("cht", "in_bounds"), ("in_bounds", "all")):
         smoothed = SHORT.replace(method=name, smoothing=0.5, windows=windows)
         assert canonical(smoothed, SHORT) == smoothed
@@ -110,6 +119,13 @@ def test_variants_are_combined_with_the_axes_that_they_do_not_name() -> None:
         "soft-0.8-seed0", "soft-temperature-4-0.8-seed0", "rigl-erk-0.9-seed0", "rigl-erk-0.95-seed0",
     ]  # fmt: skip
     assert {cell.config.topology.distribution for cell in grid.cells() if cell.variant == "RigL, ERK"} == {"erk"}
+
+
+def test_the_name_of_a_variant_lies_in_one_line() -> None:
+    variants = [{"name": " CHTs,  layer\n graph ", "method": "chts", "graph": "layer"}]
+    assert [cell.variant for cell in grid_from({"seed": 5, "variants": variants}).cells()] == ["CHTs, layer graph"]
+    with pytest.raises(ConfigurationError, match="two variants are called 'CHTs, layer graph'"):
+        grid_from({"variants": [*variants, {"name": "CHTs, layer graph", "method": "set"}]})
 
 
 def test_methods_stand_beside_variants() -> None:

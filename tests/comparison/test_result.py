@@ -13,11 +13,12 @@ METRICS = [
     {"epoch": 1, "test_accuracy": 0.5, "validation_accuracy": 0.4},
     {"epoch": 2, "test_accuracy": 0.7, "validation_accuracy": 0.6},
 ]
+# Links are pruned: fewer come than go.
 RECORDS = [
-    {"evolution": 0, "layer": "a", "removed": 10, "new": 4, "empty_slices": 0.9, "zero_scores": 0.9},
-    {"evolution": 0, "layer": "b", "removed": 30, "new": 12, "empty_slices": 0.9, "zero_scores": None},
-    {"evolution": 1, "layer": "a", "removed": 10, "new": 1, "empty_slices": 0.2, "zero_scores": 0.5},
-    {"evolution": 1, "layer": "b", "removed": 30, "new": 3, "empty_slices": 0.4, "zero_scores": None},
+    {"evolution": 0, "layer": "a", "removed": 10, "rechosen": 5, "new": 4, "empty_slices": 0.9, "zero_scores": 0.9},
+    {"evolution": 0, "layer": "b", "removed": 30, "rechosen": 15, "new": 12, "empty_slices": 0.9, "zero_scores": None},
+    {"evolution": 1, "layer": "a", "removed": 10, "rechosen": 5, "new": 1, "empty_slices": 0.2, "zero_scores": 0.5},
+    {"evolution": 1, "layer": "b", "removed": 30, "rechosen": 25, "new": 3, "empty_slices": 0.4, "zero_scores": None},
 ]
 
 
@@ -42,22 +43,22 @@ def test_a_line_says_all_but_the_layers_and_where_the_images_lay():
     assert line["test_accuracy"] == 0.7
 
 
-def test_evolution_is_turnover_over_all_and_means_of_the_last():
+def test_evolution_is_what_was_rechosen_over_all_and_means_of_the_last():
     evolution = result_line(summary(), METRICS, RECORDS, "CHTs")["evolution"]
-    assert evolution == pytest.approx({"turnover": 20 / 80, "empty_slices": 0.3, "zero_scores": 0.5})
+    assert evolution == pytest.approx({"rechosen": 50 / 80, "empty_slices": 0.3, "zero_scores": 0.5})
 
 
 def test_a_run_that_never_evolves_has_nothing_to_say_of_it():
     metrics = [row | {"validation_accuracy": None} for row in METRICS]
     line = result_line(summary(), metrics, [], "static")
-    assert line["evolution"] == {"turnover": None, "empty_slices": None, "zero_scores": None}
+    assert line["evolution"] == {"rechosen": None, "empty_slices": None, "zero_scores": None}
     assert line["curve"]["validation_accuracy"] == []
     assert line["validation_accuracy"] is None
 
 
-def test_links_that_none_were_removed_of_have_no_turnover():
-    records = [record | {"removed": 0, "new": 0} for record in RECORDS]
-    assert result_line(summary(), METRICS, records, "CHTs")["evolution"]["turnover"] is None
+def test_where_no_link_was_removed_none_was_rechosen():
+    records = [record | {"removed": 0, "rechosen": 0, "new": 0} for record in RECORDS]
+    assert result_line(summary(), METRICS, records, "CHTs")["evolution"]["rechosen"] is None
 
 
 def test_what_the_summary_says_of_validation_counts():

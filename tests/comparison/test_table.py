@@ -1,5 +1,6 @@
 """Tables: what goes into one row, what is compared with what, the paper's numbers, and how all of it reads."""
 
+import math
 import random
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from chtconv.comparison import rendering
 from chtconv.comparison.cell import METHOD_NAMES, Cell, variant_name
 from chtconv.comparison.paper import TABLE_1, paper_cell, readings
 from chtconv.comparison.result import read_lines
-from chtconv.comparison.rows import rows
+from chtconv.comparison.rows import check_line, rows
 from chtconv.comparison.sheets import LEGEND, paper_sheet, ranges, sheets
 from chtconv.comparison.statistics import holm
 from chtconv.comparison.table import CONTROLS, tables
@@ -39,7 +40,7 @@ def line(accuracy, *, variant=None, usual=SHORT, test=0.123, **changes):
         "seed": values["seed"],
         "dataset": {"name": name, "train": 50_000 - held_out, "validation": held_out, "test": 10_000},
         "config": values | {"dataset": name},
-        "evolution": {"turnover": 0.8, "empty_slices": 0.6, "zero_scores": 0.5},
+        "evolution": {"rechosen": 0.2, "empty_slices": 0.6, "zero_scores": 0.5},
         "flops": {"inference": 2.0, "dense_inference": 10.0, "training": 9.0, "dense_training": 30.0},
     }
 
@@ -84,6 +85,25 @@ def test_means_are_of_the_lines_that_have_a_value():
     assert means.training == pytest.approx(0.3)
     assert means.turnover == pytest.approx(0.8)
     assert means.itop == 0.25
+
+
+def test_links_that_are_pruned_for_good_are_not_chosen_again_in_older_lines_either():
+    """They have new links by removed ones, which says nothing of that where fewer come than go."""
+    falling = {"density": "cubic", "initial_sparsity": 0.5}
+    for method, changes, known in (
+        ("set", {}, 0.8), ("set", falling, None), ("granet", {}, None), ("gmp", {}, None), ("snfs", {}, 0.8),
+    ):  # fmt: skip
+        (found,) = lines({14: 70}, method=method, **changes)
+        found["evolution"] = {"turnover": 0.8}
+        assert rows([found])[0].means.turnover == known
+    assert rows(lines({14: 70}, method="set", **falling))[0].means.turnover == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("value", [math.inf, 1.5, -0.1, "0.9", None])
+def test_an_accuracy_is_a_share(value):
+    (found,) = lines({14: 70}, method="set")
+    with pytest.raises(ConfigurationError, match=r"SET, seed 14, has no test_accuracy from 0 to 1"):
+        check_line(found | {"test_accuracy": value})
 
 
 def test_seeds_are_in_order_whatever_that_of_the_lines():
@@ -352,7 +372,8 @@ def test_every_run_of_our_table_1_has_its_cell_of_the_papers():
         {"validation": 5000}, {"flip": False}, {"sparsity": 0.9}, {"method": "chts"}, {"method": "rigl"},
         {"graph": "layer"}, {"predictor": "occupancy"}, {"layers": "features.[!0]*"}, {"distribution": "erk"},
         {"allocation": "layer"}, {"removal": "soft_magnitude"}, {"regrowth": "uniform"},
-        {"density": "cubic", "initial_sparsity": 0.5}, {"dataset": "uoft-cs/cifar100"}, {"dataset": "digits"},
+        {"smoothing": 0.5}, {"density": "cubic", "initial_sparsity": 0.5},
+        {"dataset": "uoft-cs/cifar100"}, {"dataset": "digits"},
     ],
 )  # fmt: skip
 def test_other_runs_have_no_cell(changes):

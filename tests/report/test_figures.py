@@ -188,7 +188,7 @@ def measured(accuracies: dict[str, list[float]], sparsity: float = 0.9) -> list[
         Run(
             f"{variant} {seed}", Path(variant), "done", "", variant, config,
             {"config": config, "test_accuracy": value / 100, "curve": {"test_accuracy": [value / 100]}},
-            [{"test_accuracy": value / 100}],
+            [{"test_accuracy": value / 100}], from_line=True,
         )
         for index, (variant, values) in enumerate(accuracies.items())
         for seed, value in enumerate(values)
@@ -215,7 +215,26 @@ def test_differences_take_two_pairs_and_a_table_of_their_own() -> None:
     assert differences.pictures(single, beside_baselines(single), "k") == []
     wide = [replace(run, summary={**run.summary, "config": run.config | {"width": 0.5}}) for run in single.runs]
     assert len(beside_baselines(single)) == 1
-    assert beside_baselines(replace(single, runs=[*single.runs, *wide])) == ()
+    assert beside_baselines(replace(single, runs=[*single.runs, *wide])) == []
+
+
+def test_differences_of_names_that_figures_do_not_know_are_left_out() -> None:
+    """As where a summary contradicts the configuration beside it."""
+    comparison = Comparison("", measured({"SET": [70.0, 71.0], "CHTs": [71.0, 73.0]}))
+    zetas = {run.name: 0.1 + 0.1 * (run.seed or 0) for run in comparison.runs}
+    runs = [
+        replace(run, summary={**run.summary, "config": {**run.config, "zeta": zetas[run.name]}})
+        for run in comparison.runs
+    ]
+    assert beside_baselines(replace(comparison, runs=runs)) == []
+
+
+def test_empty_slices_of_layers_count_by_their_slices() -> None:
+    """Half of the slices are of 1x1 kernels."""
+    rows = [{"empty_slices": 0.5, "slices": 10, "size": 90}, {"empty_slices": 0.9, "slices": 10, "size": 10}]
+    (quantity,) = [each for each in evolution._QUANTITIES if each.key == "empty"]
+    assert quantity.value(rows) == pytest.approx(0.7)
+    assert quantity.value([{"empty_slices": 0.5, "size": 30}, {"empty_slices": 0.9, "size": 10}]) == pytest.approx(0.6)
 
 
 def test_many_differences_are_shared_out_by_sparsity_and_by_what_they_are_to() -> None:

@@ -66,7 +66,7 @@ def test_the_tables_have_what_the_line_says_of_the_evolution(folder: Path, line:
     write(folder / "results.jsonl", line)
     (table,), problems = results(read(folder))
     row = dict(zip(table.header, table.rows[0], strict=True))
-    assert (row["new"], problems) == (f"{line['evolution']['turnover']:.2f}", [])
+    assert (row["new"], problems) == (f"{1 - line['evolution']['rechosen']:.2f}", [])
     found = page(read(folder))
     assert found.count("Of 1 of 1 only the line of results is left.") == 3
 
@@ -131,6 +131,33 @@ def test_a_file_of_results_alone_has_tables_and_curves(
     html = (tmp_path / "mine.html").read_text()
     assert html.count("from its line of results") == 3
     assert "Test accuracy against sparsity" in html
+
+
+def test_two_forms_under_one_name_are_told_apart_as_in_the_tables(tmp_path: Path, line: dict[str, Any]) -> None:
+    """A variant whose values were changed, with lines of before in the same file."""
+    lines = [changed(line, 0.5 + 0.01 * seed, seed=seed, zeta=zeta) for seed in (1, 2) for zeta in (0.3, 0.5)]
+    chts = [changed(line, 0.7 + 0.02 * seed, seed=seed, method="chts") | {"variant": "CHTs,  mine"} for seed in (1, 2)]
+    (found,) = read(write(tmp_path / "mine.jsonl", *lines, *chts))
+    assert found.variants == ["SET, zeta 0.3", "SET, zeta 0.5", "CHTs, mine"]
+    assert [len(group.done) for group in found.groups] == [2, 2, 2]
+    assert "CHTs, mine minus SET, zeta 0.3 " in page([found])
+
+
+def test_runs_of_other_precision_are_another_comparison(tmp_path: Path, line: dict[str, Any]) -> None:
+    older = changed(line, seed=2)
+    del older["config"]["precision"]  # what a configuration lacks is usual
+    lines = [line, changed(line, precision="bf16"), changed(line, precision="float32", seed=1), older]
+    found = {comparison.title: len(comparison.done) for comparison in read(write(tmp_path / "mine.jsonl", *lines))}
+    assert found == {"digits, vgg16, precision float32": 3, "digits, vgg16, precision bf16": 1}
+
+
+def test_older_lines_without_a_curve_keep_what_they_say_of_the_evolution(tmp_path: Path, line: dict[str, Any]) -> None:
+    del line["curve"]
+    found = read(write(tmp_path / "mine.jsonl", line))
+    (table,), problems = results(found)
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert (row["new"], problems) == (f"{1 - line['evolution']['rechosen']:.2f}", [])
+    assert page(found).count("Of 1 of 1 only the line of results is left.") == 3
 
 
 CONTENTS = [b"", b"a\nb\n", b"{}\n", b"\xff", b'{"config": 3}\n', b'{"config": {}}\n', b'{"config": {"seed": []}}\n']

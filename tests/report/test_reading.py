@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from chtconv import ConfigurationError
+from chtconv.report.page import page
 from chtconv.report.reading import read
 from chtconv.report.run import Comparison, Run
 
@@ -60,6 +62,17 @@ def test_runs_of_other_data_or_training_are_another_comparison(plain: Path) -> N
         "digits, vgg16, epochs 50": {"long"},
         "cifar10, vgg16, epochs 2": {"elsewhere"},
     }
+
+
+def test_what_was_run_twice_counts_once(plain: Path) -> None:
+    shutil.copytree(plain / "set", plain / "set-again")
+    for file in ("config.json", "summary.json"):
+        text = (plain / "set-again" / file).read_text()
+        (plain / "set-again" / file).write_text(text.replace('"threads": null', '"threads": 7'))
+    (found,) = read(plain)
+    assert sorted(run.name for run in found.runs) == ["chts", "dense", "set-again"]
+    assert found.notes == ["set is left out: set-again is the same run."]
+    assert "set is left out: set-again is the same run." in page([found])
 
 
 def test_a_single_run_and_a_folder_of_comparisons(set_run: Path, comparison: Path, tmp_path: Path) -> None:

@@ -88,9 +88,10 @@ def test_every_count_of_the_record(method, monkeypatch):
             }
             newest[name] = new
             assert {key: row[key] for key in expected} == pytest.approx(expected)
-            assert set(row) == {*expected, "empty_slices", "zero_scores", "tied_scores"}
+            assert set(row) == {*expected, "slices", "empty_slices", "zero_scores", "tied_scores"}
             assert (row["zero_scores"] is None) == (row["tied_scores"] is None) == (not METHODS[method].uses_scores)
             slices = links_of_slices(after, module)
+            assert row["slices"] == len(slices)
             assert row["empty_slices"] == pytest.approx(slices.count(0) / len(slices))
     assert next(rows, None) is None
     assert len(witness.seen) == 3

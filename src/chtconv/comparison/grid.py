@@ -17,6 +17,7 @@ from chtconv.comparison.cell import Cell, variant_name, words
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS, method
 from chtconv.methods.regrowth import REGROWTHS, usual_shares
+from chtconv.methods.schedule import USUAL_DECAY
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
 from chtconv.training.recipes import recipe
 
@@ -176,11 +177,21 @@ def canonical(config: Config, usual: Config) -> Config:
     values = {name: value for name, value in usual.to_dict().items() if name in unused}
     if config.topology.method == DENSE:
         values |= {"sparsity": 0.0, "backend": "auto"}
+    elif "zeta_schedule" not in unused:
+        # What it is without being named goes by no name, unless the usual one is that.
+        own = METHODS[config.topology.method].zeta_schedule or USUAL_DECAY
+        mine, theirs = (each.topology.zeta_schedule or own for each in (config, usual))
+        if mine in (own, theirs):
+            values["zeta_schedule"] = usual.topology.zeta_schedule if mine == theirs else None
     return config.replace(**values)
 
 
 def _unused(config: Config) -> Iterator[str]:
-    """The names of values of the topology that make no difference to a run."""
+    """The names of values of topology and optimisation that make no difference to a run."""
+    if config.optimisation.optimizer != "sgd":
+        yield "momentum"
+    if config.optimisation.schedule == "constant":
+        yield from ("final_lr", "decay_end")
     name = config.topology.method
     if name == DENSE:
         yield from (each for each in SECTIONS["topology"] if each != "method")
@@ -292,10 +303,12 @@ def _variants(tables: Any) -> dict[str, dict[str, Any]]:
         raise ConfigurationError("variants: accepted is a list of tables, each with a name and values of the topology.")
     found: dict[str, dict[str, Any]] = {}
     for table in tables:
+        # A name lies in one line of a table.
+        called = " ".join(table["name"].split())
         changes = {key.replace("-", "_"): value for key, value in table.items() if key != "name"}
         for name in changes:
-            _check_variant_name(table["name"], name)
-        if table["name"] in found:
-            raise ConfigurationError(f"two variants are called {table['name']!r}.")
-        found[table["name"]] = changes
+            _check_variant_name(called, name)
+        if called in found:
+            raise ConfigurationError(f"two variants are called {called!r}.")
+        found[called] = changes
     return found

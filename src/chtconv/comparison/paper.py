@@ -70,7 +70,8 @@ TABLE_1: Final = (
 _IMAGES: Final = MappingProxyType({"train": 50_000, "test": 10_000})
 _FIXED: Final = (
     "image_size", "validation", "batch_size", "flip", "model", "width", "epochs", "optimizer", "lr", "schedule",
-    "layers", "distribution", "allocation", "removal", "regrowth", "density", "initial_sparsity", "prune_dead",
+    "layers", "distribution", "allocation", "removal", "regrowth", "density", "initial_sparsity", "smoothing",
+    "prune_dead",
 )  # fmt: skip
 _VARIED: Final = ("dataset", "method", "sparsity", "predictor", "seed")
 # None in a configuration is the method's own; so it is when it is spelled out.

@@ -37,8 +37,8 @@ def result_line(
 
         * ``variant``;
         * ``validation_accuracy``: of the last epoch, a fraction; None where no images were held out;
-        * ``evolution``: ``turnover``, the share of removed links that were not chosen again at once, over the whole
-          run; ``empty_slices`` and ``zero_scores``, means over layers at the last evolution; None where unknown;
+        * ``evolution``: ``rechosen``, the share of removed links that were chosen again at once, over the whole run;
+          ``empty_slices`` and ``zero_scores``, means over layers at the last evolution; None where unknown;
         * ``curve``: ``test_accuracy`` and ``validation_accuracy``, a fraction an epoch; the second is empty where
           no images were held out.
     """
@@ -165,10 +165,10 @@ def _last_component(dataset: str) -> str:
 
 
 def _evolution(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    removed, new = (sum(record[key] for record in records) for key in ("removed", "new"))
+    removed, rechosen = (sum(record[key] for record in records) for key in ("removed", "rechosen"))
     last = [record for record in records if record["evolution"] == records[-1]["evolution"]]
     means = {key: _mean(_known(last, key)) for key in ("empty_slices", "zero_scores")}
-    return {"turnover": new / removed if removed else None} | means
+    return {"rechosen": rechosen / removed if removed else None} | means
 
 
 def _known(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:

@@ -12,6 +12,7 @@ from chtconv.comparison.paper import PaperCell, paper_cell, readings
 from chtconv.comparison.result import distinct, identity, result_line, variant_of
 from chtconv.comparison.statistics import Estimate, Interval, difference, estimate
 from chtconv.errors import ConfigurationError
+from chtconv.methods import METHODS
 from chtconv.training.config import SECTIONS
 
 Metric = Literal["test", "validation"]
@@ -200,9 +201,9 @@ def _row(lines: Sequence[Mapping[str, Any]], variant: str) -> Row:
 
 def _headline(line: Mapping[str, Any], metric: Metric) -> float:
     value = line.get(f"{metric}_accuracy")
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ConfigurationError(
-            f"the result of {variant_of(line)}, seed {_seed(line)}, has no {metric}_accuracy: "
+            f"the result of {variant_of(line)}, seed {_seed(line)}, has no {metric}_accuracy from 0 to 1: "
             "write it anew from its run folder, or leave the line out."
         )
     return float(value)
@@ -218,9 +219,20 @@ def _means(lines: Sequence[Mapping[str, Any]]) -> Means:
         inference=mean(lambda line: _of_dense(line, "inference")),
         itop=mean(lambda line: line.get("itop")),
         empty_slices=mean(lambda line: (line.get("evolution") or {}).get("empty_slices")),
-        turnover=mean(lambda line: (line.get("evolution") or {}).get("turnover")),
+        turnover=mean(_turnover),
         seconds=mean(lambda line: line.get("seconds")),
     )
+
+
+def _turnover(line: Mapping[str, Any]) -> float | None:
+    evolution = line.get("evolution") or {}
+    if (rechosen := evolution.get("rechosen")) is not None:
+        return 1 - float(rechosen)
+    # Older lines have new links by removed ones, which is the same where as many come as go.
+    older, config = evolution.get("turnover"), identity(line["config"])
+    own = METHODS.get(config["method"])
+    constant = own is not None and (config["density"] or own.density) == "constant"
+    return float(older) if older is not None and constant else None
 
 
 def _of_dense(line: Mapping[str, Any], key: str) -> float | None:

@@ -9,6 +9,7 @@ from chtconv.explain.figure import check_drawable, save
 from chtconv.explain.layers import MaskedLayer, statistics
 from chtconv.explain.report import report
 from chtconv.explain.sources import layers_of_run, random_layer
+from chtconv.methods import method
 from chtconv.scores.api import GRAPHS, SCORES
 from chtconv.training.config import DENSE, Config
 from chtconv.training.setting import Setting, choice, positive, share, whole
@@ -135,8 +136,9 @@ def _of_run(config: Config) -> dict[str, Any]:
     """What the run itself went by."""
     topology = config.topology
     assert topology.method != DENSE
-    names = ("predictor", "graph", "windows", "zeta")
-    return {name: getattr(topology, name) for name in names}
+    own = method(topology.method, **topology.changes()).predictor
+    values = {name: getattr(topology, name) for name in ("predictor", "graph", "windows", "zeta")}
+    return values | ({"predictor": own} if own is not None else {})
 
 
 def _random(shape_text: str, size_text: str | None, values: dict[str, Any]) -> MaskedLayer:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from chtconv.errors import ConfigurationError, unknown
 
@@ -31,6 +31,8 @@ def linear(progress: float) -> float:
 
 
 DECAYS: dict[str, Decay] = {"constant": constant, "cosine": cosine, "linear": linear}
+# Where it is known when evolution stops, and the method has none of its own.
+USUAL_DECAY: Final = "cosine"
 
 
 def cubic(progress: float) -> float:

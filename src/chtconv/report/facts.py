@@ -153,7 +153,8 @@ def _warnings(comparison: Comparison) -> list[str]:
         found.append("Variants have different seeds so far; differences are paired by the seeds that both have.")
     if len(versions(runs)) > 1:
         found.append("Runs were made with different versions.")
-    if len({table(run.summary, "commit").get("revision") for run in runs} - {None}) > 1:
+    revisions = [table(run.summary, "commit").get("revision") for run in runs]
+    if len(set(map(str, filter(None, revisions)))) > 1:
         found.append("Runs were made from different commits of the source.")
     if any(table(run.summary, "commit").get("dirty") for run in runs):
         found.append("Some runs were made from source with uncommitted changes.")

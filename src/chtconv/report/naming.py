@@ -6,10 +6,13 @@ from pathlib import PurePath
 from typing import Any
 
 from chtconv.comparison.cell import METHOD_NAMES
+from chtconv.comparison.result import identity
+from chtconv.comparison.rows import SHARED, words
+from chtconv.errors import ConfigurationError
 from chtconv.report.run import Comparison, Run
-from chtconv.training.config import DENSE, SECTIONS
+from chtconv.training.config import DENSE, SECTIONS, Config
 
-_SHARED = [name for section in ("data", "network", "optimisation") for name in SECTIONS[section]]
+_USUAL = Config().to_dict()
 _VARYING = [name for name in SECTIONS["topology"] if name not in ("method", "sparsity")]
 
 
@@ -17,18 +20,18 @@ def comparisons_of(runs: Sequence[Run], *, together: bool = False) -> list[Compa
     """Runs by what they share: data, network and optimisation; each named after the values in which it differs.
 
     Args:
-        runs: those without a variant get a name.
+        runs: those without a variant get a name. What was run twice counts once: the later one, as in the tables.
         together: they are one comparison, whatever they share.
     """
     named = _with_variants(runs)
     if together:
-        return [Comparison("", named)] if named else []
+        return [_compared("", named)] if named else []
     groups: dict[Hashable, list[Run]] = {}
     for run in named:
-        groups.setdefault(tuple(_value(run, name) for name in _SHARED), []).append(run)
+        groups.setdefault(tuple(_value(run, name) for name in SHARED), []).append(run)
     known = [key for key, members in groups.items() if members[0].config]
-    differing = [name for index, name in enumerate(_SHARED) if len({key[index] for key in known}) > 1]  # type: ignore[index]
-    return [Comparison(_title(members[0], differing), members) for members in groups.values()]
+    differing = [name for index, name in enumerate(SHARED) if len({key[index] for key in known}) > 1]  # type: ignore[index]
+    return [_compared(_title(members[0], differing), members) for members in groups.values()]
 
 
 def brief(comparison: Comparison) -> tuple[Comparison, str]:
@@ -53,6 +56,44 @@ def brief(comparison: Comparison) -> tuple[Comparison, str]:
 def dataset_name(run: Run) -> str:
     """The last component of the data set's name: a path says where it lay, which is nobody's business."""
     return PurePath(str(run.config.get("dataset", ""))).name
+
+
+def _compared(title: str, runs: Sequence[Run]) -> Comparison:
+    latest = {key: run for run in runs if (key := _key(run))}
+    twice = [run for run in runs if (key := _key(run)) and latest[key] is not run]
+    notes = [f"{run.name} is left out: {latest[_key(run)].name} is the same run." for run in twice]
+    return Comparison(title, _told_apart([run for run in runs if run not in twice]), notes)
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs that would look the same but for their seeds and are not, with what they differ in added to their names."""
+    alike: dict[Hashable, list[dict[str, Any]]] = {}
+    settings = [_setting(run) for run in runs]
+    for run, setting in zip(runs, settings, strict=True):
+        if setting:
+            alike.setdefault((run.variant, run.sparsity), []).append(setting)
+    found = []
+    for run, setting in zip(runs, settings, strict=True):
+        others = alike.get((run.variant, run.sparsity), [])
+        differing = {name: value for name, value in setting.items() if any(each[name] != value for each in others)}
+        found.append(replace(run, variant=f"{run.variant}, {words(differing)}") if differing else run)
+    return found
+
+
+def _key(run: Run) -> tuple[Any, ...]:
+    return tuple(_identity(run).values())
+
+
+def _setting(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in _identity(run).items() if name != "seed"}
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What makes a complete run the run that it is; empty for others, which are in no table."""
+    try:
+        return identity(run.config) if run.state == "done" else {}
+    except (ConfigurationError, TypeError, ValueError):
+        return {}
 
 
 def _title(run: Run, differing: Sequence[str]) -> str:
@@ -89,5 +130,7 @@ def _words(name: str, value: Any) -> str:
 
 def _value(run: Run, name: str) -> Hashable:
     """A value of the configuration that can be compared, whatever somebody put there."""
-    value = run.config.get(name)
-    return dataset_name(run) if name == "dataset" else repr(value)
+    if name == "dataset":
+        return dataset_name(run)
+    # What an older run lacks has its usual value.
+    return repr(run.config.get(name, _USUAL[name] if run.config else None))

@@ -66,7 +66,7 @@ def _of_lines(path: Path) -> list[Comparison]:
         raise ConfigurationError(f"{path} holds no results: accepted are lines that chtconv compare or table1 wrote.")
     strange = f"{odd} lines of {path.name} are none of results" if odd else ""
     first, *others = comparisons_of(list(runs.values()))
-    return [replace(first, notes=[each for each in (lost, strange) if each]), *others]
+    return [replace(first, notes=[*first.notes, *filter(None, (lost, strange))]), *others]
 
 
 def _alone(path: Path, line: Row) -> Run:
@@ -96,7 +96,8 @@ def _comparison(path: Path, results: Path | None) -> Comparison:
         if _is_name(name)
     ]
     found = comparisons_of([*runs, *map(read_run, beside)], together=True)
-    return Comparison(path.resolve().name, found[0].runs if found else (), [each for each in (problem, lost) if each])
+    runs, notes = (found[0].runs, found[0].notes) if found else ((), ())
+    return Comparison(path.resolve().name, runs, [*notes, *filter(None, (problem, lost))])
 
 
 def _is_name(name: str) -> bool:
@@ -118,7 +119,7 @@ def _running(path: Path) -> set[str]:
 
 def _cell(path: Path, cell: Row, shared: Row, lines: Sequence[Row], *, running: bool) -> Run:
     """The run of a cell; where its folder says nothing, its line of results does, or the cell itself."""
-    variant = str(cell.get("variant", ""))
+    variant = " ".join(str(cell.get("variant", "")).split())
     run = read_run(path, variant, running=running, epochs=cell.get("epochs", "?"))
     if run.state == "done":
         return run

@@ -56,7 +56,10 @@ def results(comparisons: Sequence[Comparison]) -> tuple[list[PageTable], list[st
 def beside_baselines(comparison: Comparison) -> Sequence[Difference]:
     """The differences that its table shows; none where its runs make several tables, or none."""
     found = tables(_lines(comparison)[0])
-    return found[0].comparisons if len(found) == 1 else ()
+    shown = found[0].comparisons if len(found) == 1 else ()
+    names = set(comparison.variants)
+    # A summary that contradicts the configuration beside it may have another name in the table.
+    return [each for each in shown if {each.variant, each.baseline} <= names]
 
 
 def _lines(comparison: Comparison) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -52,6 +52,7 @@ class Run:
         summary: what came out; empty unless it is done.
         metrics: a row an epoch.
         records: a row a layer and evolution.
+        from_line: whether nothing is left of it but its line of results, which is its summary.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Run:
     summary: Row = field(default_factory=dict)
     metrics: Sequence[Row] = ()
     records: Sequence[Row] = ()
+    from_line: bool = False
 
     @property
     def method(self) -> str:
@@ -79,11 +81,6 @@ class Run:
         """The seed of everything random."""
         found = number(self.config, "seed")
         return None if found is None else int(found)
-
-    @property
-    def from_line(self) -> bool:
-        """Whether nothing is left of it but its line of results, which holds its curve."""
-        return "curve" in self.summary
 
     @property
     def steps_per_epoch(self) -> float | None:

@@ -50,7 +50,8 @@ def run_of_line(line: Row, name: str, path: Path, variant: str) -> Run:
         {"epoch": epoch + 1} | {key: found[epoch] for key, found in values.items() if epoch < len(found)}
         for epoch in range(epochs)
     ]
-    return Run(name, path, "done", "from its line of results", variant, table(line, "config"), line, metrics)
+    config = table(line, "config")
+    return Run(name, path, "done", "from its line of results", variant, config, line, metrics, from_line=True)
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], str]:

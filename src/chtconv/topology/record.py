@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chtconv.layers.matrix import positions_of
 from chtconv.selection import count_true
 from chtconv.topology.evolution import Evolved
 from chtconv.topology.metrics import empty_slices
@@ -23,7 +24,7 @@ class Record:
     * ``turnover``: new / links, the true turnover;
     * ``survival``: share of the new links of the evolution before that are still active; None in the first;
     * ``itop``: share of all links that were ever active (in-time over-parametrisation);
-    * ``empty_slices``: share of the (kernel, input channel) pairs without a link;
+    * ``slices``: (kernel, input channel) pairs; ``empty_slices``: share of them without a link;
     * ``zero_scores``: share of the disabled positions with score 0, and ``tied_scores``, share of them whose score is
       positive and equal to another one of their kernel (in up to 8 kernels); None without link prediction.
     """
@@ -62,6 +63,7 @@ class Record:
             )
         ])  # fmt: skip
         key = {"evolution": evolution, "step": step, "layer": layer.name, "size": mask.numel()}
+        key["slices"] = mask.numel() // positions_of(layer.module)
         self._pending.append((key, numbers, scored))
 
     def rows(self) -> list[dict[str, Any]]:

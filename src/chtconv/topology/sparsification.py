@@ -19,7 +19,7 @@ from chtconv.layers.find import Choice, find_layers
 from chtconv.layers.matrix import Layer, groups_of, kernel_shape, matrix_shape, positions_of
 from chtconv.methods import Method
 from chtconv.methods import method as find_method
-from chtconv.methods.schedule import Schedule
+from chtconv.methods.schedule import USUAL_DECAY, Schedule
 from chtconv.randomness import canonical_names, generator
 from chtconv.topology.checks import check_layer, check_weights, warn_of_ignored, whole_seed, whole_steps
 from chtconv.topology.topology import Topology
@@ -215,7 +215,7 @@ def _schedule(
                 f"layer {name}: the density schedule {each.method.density!r} would never begin, because no evolution "
                 f"falls between the interval, {interval}, and stop, {stop}; accepted is interval below stop."
             )
-    decay = zeta_schedule or ("constant" if stop is None else usual or "cosine")
+    decay = zeta_schedule or ("constant" if stop is None else usual or USUAL_DECAY)
     return Schedule(zeta, decay, interval, stop)
 
 

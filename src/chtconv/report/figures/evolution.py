@@ -4,8 +4,14 @@ from typing import Final
 
 from chtconv.report.figures.lines import Quantity, over_time
 from chtconv.report.figures.picture import Picture, panels
-from chtconv.report.run import Comparison
+from chtconv.report.run import Comparison, Row, number
 from chtconv.report.series import ratio, weighted
+
+
+def _slices(row: Row) -> float | None:
+    """How many pairs of kernel and input channel a layer has; older rows have its positions alone."""
+    return number(row, "slices") or number(row, "size")
+
 
 _QUANTITIES: Final = (
     Quantity(
@@ -36,7 +42,7 @@ _QUANTITIES: Final = (
         "empty",
         "Empty slices",
         "empty slices, %",
-        weighted("empty_slices"),
+        weighted("empty_slices", by=_slices),
         "Empty slices at {panel}, the share of the pairs of kernel and input channel without any link: it rises where "
         "links concentrate in fewer, fuller slices.",
     ),
