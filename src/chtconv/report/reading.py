@@ -96,8 +96,8 @@ def _comparison(path: Path, results: Path | None) -> Comparison:
         if _is_name(name)
     ]
     found = comparisons_of([*runs, *map(read_run, beside)], together=True)
-    runs, notes = (found[0].runs, found[0].notes) if found else ((), ())
-    return Comparison(path.resolve().name, runs, [*notes, *filter(None, (problem, lost))])
+    whole = found[0] if found else Comparison("", ())
+    return Comparison(path.resolve().name, whole.runs, [*whole.notes, *filter(None, (problem, lost))])
 
 
 def _is_name(name: str) -> bool:
