@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from chtconv.enforcement.bits import bits_of, is_zero_off_mask
 from chtconv.errors import ConfigurationError
 from chtconv.files import write_atomically
+from chtconv.randomness import canonical_names
 from chtconv.topology import Topology
 
 _FORMAT: Final = "chtconv-sparse-1"
@@ -56,7 +57,10 @@ def save_sparse(
                 [False, False]])
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    by_name = masks.masks if isinstance(masks, Topology) else masks
+    given = masks.masks if isinstance(masks, Topology) else masks
+    # The topology of a compiled or distributed model has its prefixes, the model in it has not.
+    short = canonical_names(given)
+    by_name = {name if name in state else short[name]: mask for name, mask in given.items()}
     unknown = sorted(by_name.keys() - state.keys())
     if unknown:
         raise ConfigurationError(
@@ -93,7 +97,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     for name in names:
         if name in masks:
             values = content[_VALUES + name]
-            state[name] = torch.zeros(masks[name].shape, dtype=values.dtype)
+            state[name] = torch.zeros(masks[name].shape, dtype=values.dtype, device="cpu")
             state[name][masks[name]] = values
         else:
             state[name] = content[_DENSE + name]
@@ -115,7 +119,7 @@ def _check(name: str, tensor: Tensor, mask: Tensor) -> None:
             f"{name}: its mask is {mask.dtype} of shape {list(mask.shape)}; accepted is torch.bool of shape "
             f"{list(tensor.shape)}."
         )
-    if not is_zero_off_mask(tensor, bits_of(mask, torch.empty(mask.shape))):
+    if not is_zero_off_mask(tensor, bits_of(mask, torch.empty(mask.shape, device="cpu"))):
         raise ConfigurationError(
             f"{name}: there are weights off the mask that are not 0, and would be lost; accepted are weights and masks "
             "of one and the same step."

@@ -92,13 +92,21 @@ def _acquire(path: Path, patient: bool) -> int:
     import fcntl
 
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if patient else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise ConfigurationError(f"{path.parent} is in use by another run (process {holder})") from None
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(
+                f"cannot lock {path}: {error.strerror}; accepted is a folder on a file system with locks (flock)"
+            ) from error
         except BaseException:
             os.close(descriptor)
             raise

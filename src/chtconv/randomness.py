@@ -37,6 +37,17 @@ def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu"
     return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
 
 
+def unwrapped(name: str) -> list[str]:
+    """A name of a parameter with less and less of what wrappers put before it, the whole name first.
+
+    >>> unwrapped("module._orig_mod.head.weight")
+    ['module.head.weight', 'head.weight']
+    """
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    leading = next((index for index, part in enumerate(parts) if part != "module"), len(parts))
+    return [".".join(parts[start:]) for start in range(min(leading, len(parts) - 1) + 1)]
+
+
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Names of parameters without what wrappers put before them: ``torch.compile`` (anywhere) and DDP (before all).
 

@@ -155,7 +155,7 @@ def random_integers(like_OI: Tensor, generator: torch.Generator) -> Tensor:
 def exponentials(like_OI: Tensor, generator: torch.Generator) -> Tensor:
     """Exponentially distributed float32 with mean 1, above 0, accurate where they are small."""
     # A float32 just below 2^-31, so that no integer becomes 1, nor a time infinite.
-    uniform_OI = random_integers(like_OI, generator) * (-(1 - 2.0**-24) * 2.0**-_RANDOM_BITS)
+    uniform_OI = random_integers(like_OI, generator).to(torch.float32).mul_(-(1 - 2.0**-24) * 2.0**-_RANDOM_BITS)
     return uniform_OI.log1p_().neg_()
 
 

@@ -21,11 +21,6 @@ from chtconv.methods.schedule import USUAL_DECAY
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
 from chtconv.training.recipes import recipe
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
-
 AXES: Final = (*SECTIONS["topology"], "seed")
 PLURALS: Final = {
     "methods": "method",
@@ -230,6 +225,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: if it cannot be read, naming the place.
     """
+    # Here, because before Python 3.11 it takes a package of the extra "compare".
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # pragma: no cover
+        import tomli as tomllib
+
     try:
         return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -14,6 +14,7 @@ from chtconv.errors import ConfigurationError
 
 # Named one by one because Pillow would start another program (Ghostscript) for some of the others.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+_ORIENTATION = 0x0112
 
 
 def decode(records: Records, image_size: int) -> Tensor:
@@ -46,18 +47,29 @@ def decode_image(image: Any, image_size: int) -> NDArray[np.uint8]:
     >>> decode_image({"bytes": dot, "path": None}, 1)
     array([[[7, 7, 7]]], dtype=uint8)
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(io.BytesIO(_encoded(image)), formats=_FORMATS) as opened:
         picture: Image.Image = opened
-        if "exif" in picture.info:
-            picture = ImageOps.exif_transpose(picture)
+        if "exif" in picture.info and (turn := _turns().get(picture.getexif().get(_ORIENTATION))) is not None:
+            # Not by ImageOps.exif_transpose, which writes all the tags anew and takes offence at odd ones.
+            picture = picture.transpose(turn)
         if picture.mode[0] in "IF":
             picture = Image.fromarray(_eight_bits(np.asarray(picture)))
         picture = picture.convert("RGB")
         if picture.size != (image_size, image_size):
             picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
         return np.asarray(picture)
+
+
+def _turns() -> dict[int, Any]:
+    """What brings a picture into the position that it is to be seen in, by the orientation in its EXIF tags."""
+    from PIL.Image import Transpose
+
+    return {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
 
 
 def _encoded(image: Any) -> bytes:

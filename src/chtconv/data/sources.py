@@ -67,7 +67,7 @@ def _read_folder(folder: Path, name: str) -> tuple[Records, Records]:
             if not any(folder.iterdir()):
                 raise ConfigurationError(f"data set {name!r}: the folder is empty")
             builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
-            used = [file for split in (builder.config.data_files or {}).values() for file in split]
+            used = _files(builder.config.data_files or {}, name)
             parquet = [file for file in used if file.endswith(".parquet")]
             splits = builder.as_streaming_dataset()
             _check_class_names(parquet, cache)
@@ -108,6 +108,18 @@ def _read_splits(splits: Mapping[str, Any], name: str) -> tuple[Records, Records
         layout = "FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or train-*.parquet and test-*.parquet"
         raise ConfigurationError(f"data set {name!r} has no split 'test'; its splits are {found}. A folder: {layout}")
     return read_records(name, "train", splits["train"]), read_records(name, test, splits[test])
+
+
+def _files(splits: Mapping[str, Sequence[str]], name: str) -> list[str]:
+    """All files of a folder; the library goes by words such as "train" and "test" anywhere in their paths."""
+    found: dict[str, str] = {}
+    for split, file in [(split, str(file)) for split, files in splits.items() for file in files]:
+        if found.setdefault(file, split) != split:
+            raise ConfigurationError(
+                f"data set {name!r}: by the words in its path, {file} is in both {found[file]!r} and {split!r}; accepted "
+                "are classes and files that are not called like a split"
+            )
+    return list(found)
 
 
 def _check_class_names(parquet: Sequence[str], cache: str) -> None:

@@ -11,7 +11,7 @@ from chtconv.enforcement.bits import apply_bits, matching
 from chtconv.enforcement.sharding import local
 from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.errors import ConfigurationError
-from chtconv.randomness import canonical_names
+from chtconv.randomness import unwrapped
 
 
 class Averages:
@@ -49,8 +49,7 @@ class Averages:
         self._copies.clear()
 
     def _mask(self, copy: nn.Module) -> None:
-        parameters = dict(copy.named_parameters())
-        by_name = {short: parameters[name] for name, short in canonical_names(parameters).items()}
+        by_name = _by_name(copy, [layer.seed_name for layer in self._layers])
         for layer in self._layers:
             parameter = by_name.get(layer.seed_name)
             if parameter is None or parameter.shape != layer.weight.shape:
@@ -63,3 +62,11 @@ class Averages:
         for layer in self._layers:
             part = local(by_name[layer.seed_name].detach())
             apply_bits(part, matching(layer.bits, part))
+
+
+def _by_name(copy: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters of a copy by their names in the model: below as few wrappers as leave none of the wanted out."""
+    names = [(unwrapped(name), parameter) for name, parameter in copy.named_parameters()]
+    deepest = max((len(shorter) for shorter, _ in names), default=1)
+    levels = [{shorter[level]: each for shorter, each in names if level < len(shorter)} for level in range(deepest)]
+    return max(levels, key=lambda level: sum(name in level for name in wanted))

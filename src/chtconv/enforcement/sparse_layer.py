@@ -79,6 +79,7 @@ class SparseLayer:
         capturing: whether gradients of disabled links are kept as they come.
         settled: whether its optimizer has stepped since, so that what was kept is final.
         captured: the dense gradient of this step so far, None where there is none.
+        trained: whether its optimizer has stepped, with the weight not frozen, since the last step that was counted.
         momentum: its exponential average, None where there is none.
         handles: the hooks that this layer registered.
         hooked: the parameter that they belong to.
@@ -110,12 +111,14 @@ class SparseLayer:
         self.newest = torch.zeros_like(mask_OI)
         self.stopped = False
         self.link_steps = self.dense_steps = 0
-        self.capturing = self.settled = False
+        self.capturing = self.settled = self.stale = False
+        self.trained = False
         self.captured: Tensor | None = None
         self.momentum: Tensor | None = None
         self.handles: list[RemovableHandle] = []
         self.hooked: nn.Parameter | None = None
         self._left_at: int | None = None
+        self._masked: tuple[weakref.ref[Tensor], int] | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -190,6 +193,8 @@ class SparseLayer:
     def capture(self, on: bool) -> None:
         """Whether dense gradients are kept from now on; what was kept so far is dropped."""
         self.capturing, self.settled, self.captured = on, False, None
+        gradient = self.weight.grad
+        self._masked = None if gradient is None else (weakref.ref(gradient), gradient._version)
 
     @property
     def has_gradients(self) -> bool:
@@ -219,10 +224,14 @@ class SparseLayer:
     def follow_gradient(self) -> None:
         """Before a step: unscales and clips what was kept by the factor that the gradient was unscaled and clipped by.
 
-        A gradient that was written by hand, so that no hook has seen it, is kept as it is.
+        A gradient that was written by hand, so that no hook has seen it, is kept as it is. One that has been there
+        since before anything was to be kept is ``stale``: it was masked then, and its step is that of before, taken by
+        an optimizer that steps after the one that counts.
         """
         gradient = self.weight.grad
-        if self.capturing and not self.settled and gradient is not None:
+        since, version = self._masked or (None, None)
+        self.stale = gradient is not None and since is not None and since() is gradient and gradient._version == version
+        if self.capturing and not self.settled and not self.stale and gradient is not None:
             gradient = local(gradient)
             self.bits = matching(self.bits, gradient)
             if self.captured is None:
@@ -294,6 +303,7 @@ class SparseLayer:
             "link_steps": self.link_steps,
             "dense_steps": self.dense_steps,
             "momentum": None if self.momentum is None else gathered(self.momentum, self.weight).clone(),
+            "input_size": None if self.input_size is None else list(self.input_size),
         }
 
     def load_state_dict(self, mask: Tensor, state: dict[str, Any]) -> None:
@@ -307,6 +317,10 @@ class SparseLayer:
         if momentum is not None:
             momentum = local_part(momentum, self.weight).to(self.weight.device, copy=True)
         self.momentum = momentum
+        # Where nothing was seen yet: what a run has to say of itself may not wait for its next step, if there is none.
+        size = state.get("input_size")
+        if size is not None and self.input_size is None:
+            input_size.put(self.module, tuple(size))
 
     def link_scores(self, mask_OI: Tensor, predictor: str | None = None) -> Tensor:
         """Link scores of a mask of this layer, float32 of its shape [O, I]; 0 at active positions.

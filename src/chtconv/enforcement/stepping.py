@@ -25,7 +25,8 @@ class Stepping:
         layers: the sparse ones.
         ranks: that train together.
         begin: called before each step, when there may be states that were loaded.
-        free: called after a step that may have moved weights which are zero, or what is remembered of them.
+        free: called after a step that may have moved weights which are zero, or what is remembered of them, with the
+            layers of its optimizer: somebody may still go back through the others.
         count: called once after the step of the last optimizer, unless it was skipped.
         loaded: called after the state of an optimizer was loaded.
     """
@@ -37,7 +38,7 @@ class Stepping:
         ranks: Ranks,
         *,
         begin: Callable[[], None],
-        free: Callable[[], None],
+        free: Callable[[Sequence[SparseLayer]], None],
         count: Callable[[], None],
         loaded: Callable[..., None],
     ) -> None:
@@ -84,6 +85,7 @@ class Stepping:
         self._begin()
         for layer in self._layers_of[id(optimizer)]:
             layer.mask_if_written()
+            layer.trained |= layer.weight.requires_grad
         self._mask_gradients(optimizer)
         self._within |= optimizer is self._last
         # A closure computes gradients after this hook, and may write them by hand.
@@ -119,18 +121,18 @@ class Stepping:
         for layer in self._layers:
             layer.mask_gradient()
 
-    def _after_free(self, *_: Any) -> None:
+    def _after_free(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._over:
-            self._free()
+            self._free(self._layers_of[id(optimizer)])
 
     def _settle(self, optimizer: Optimizer, *_: Any) -> None:
         """What was kept of the gradients of one of several optimizers is final once it has stepped."""
         if _unscales(optimizer):
             self._mask_gradients(optimizer)
         if _skipped(optimizer):
-            self._free()
+            self._free(self._layers_of[id(optimizer)])
         for layer in self._layers_of[id(optimizer)]:
-            layer.settled = True
+            layer.settled = not layer.stale
             layer.stepped()
 
     def _after_last(self, optimizer: Optimizer, *_: Any) -> None:
@@ -139,7 +141,7 @@ class Stepping:
             return
         self._within = False
         if _skipped(optimizer):
-            self._free()
+            self._free(self._layers_of[id(optimizer)])
             for layer in self._layers:
                 layer.capture(layer.capturing)
         else:

@@ -28,7 +28,7 @@ from chtconv.errors import ConfigurationError
 from chtconv.flops.attribution import Attribution, left_as_it_was
 from chtconv.layers.geometry import Geometry
 from chtconv.layers.matrix import CONVOLUTIONS, TRANSPOSED
-from chtconv.randomness import canonical_names
+from chtconv.randomness import unwrapped
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _check_shape(module: nn.Module, shape: list[int], fits: bool, accepted: str)
 
 def _checked(densities: Mapping[str, float], layers: Mapping[str, object]) -> dict[str, float]:
     """Densities by the names of these layers, which may have prefixes of wrappers."""
-    names = {short: name for name, short in canonical_names(layers).items()} | {name: name for name in layers}
+    names = {short: name for name in layers for short in reversed(unwrapped(name))} | {name: name for name in layers}
     for name, density in densities.items():
         if name not in names:
             raise ConfigurationError(f"densities name the layer {name!r}; accepted are {', '.join(layers)}.")

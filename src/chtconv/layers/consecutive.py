@@ -229,7 +229,9 @@ def _traced(model: nn.Module, layers: Collection[str]) -> fx.Graph:
     try:
         parameters = inspect.signature(type(model).forward).parameters.values()
         optional = {each.name: each.default for each in parameters if each.default is not each.empty}
-        return _Tracer(layers).trace(model, concrete_args=optional)
+        # A forward may draw while it is traced, as for stochastic depth: to look at a model changes no training.
+        with torch.random.fork_rng(devices=[]):
+            return _Tracer(layers).trace(model, concrete_args=optional)
     except Exception as error:
         reason = str(error).partition(". ")[0]
         raise ConfigurationError(

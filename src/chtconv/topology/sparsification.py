@@ -63,7 +63,9 @@ def sparsify(
 
     Args:
         model: any model; its weights are set to zero off the masks, in place.
-        optimizer: the optimizer of its weights, or several. A step is counted when the last of them has stepped.
+        optimizer: the optimizer of its weights, or several. A step is counted when the last of them has stepped:
+            list them in the order in which they step, so that an evolution finds no gradients that are still on their
+            way to the others.
         sparsity: share of disabled links, in [0, 1): of every kernel, or of the layers as ``allocation`` and
             ``distribution`` say; where the method changes it, that at the end.
         method: a name in :data:`chtconv.METHODS`, or a method put together with :func:`chtconv.method`.

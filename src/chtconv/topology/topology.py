@@ -199,7 +199,10 @@ class Topology:
         for layer in self._layers:
             layer.count_step()
         if self.schedule.evolves_at(self.step_count):
-            self.evolve()
+            # One of several optimizers may find the layers of the others frozen, as in adversarial training.
+            self._evolve([layer for layer in self._layers if layer.trained or layer.weight.requires_grad])
+        for layer in self._layers:
+            layer.trained = False
         if self.acceleration is not None:
             self.acceleration.stepped(self.evolutions)
         if not self._detached:
@@ -252,7 +255,10 @@ class Topology:
         if self._detached:
             raise ConfigurationError("the topology was detached; call sparsify again to go on, with its state_dict().")
         # A layer that was frozen since stays as it is.
-        evolving = [layer for layer in self._layers if layer.settings.method.evolves and layer.weight.requires_grad]
+        self._evolve([layer for layer in self._layers if layer.weight.requires_grad])
+
+    def _evolve(self, layers: list[SparseLayer]) -> None:
+        evolving = [layer for layer in layers if layer.settings.method.evolves]
         if not evolving:
             return
         self._check_loaded()
@@ -328,6 +334,10 @@ class Topology:
     def _enforce_layer(self, layer: SparseLayer) -> None:
         """Puts the mask into force: weights to zero, gradients to zero, optimizer state to that of a fresh start."""
         layer.mask_weight()
+        self._enforce_beside(layer)
+
+    def _enforce_beside(self, layer: SparseLayer) -> None:
+        """What goes with a weight that is zero off the mask."""
         layer.mask_gradient()
         for optimizer in self._optimizers:
             reset_off_mask(*local_state(optimizer, layer.weight), layer.bits)
@@ -354,8 +364,8 @@ class Topology:
                 layer.handles.append(layer.weight.register_hook(WeakHook(layer.before_accumulation)))
             layer.handles += input_size.observe(module)
 
-    def _enforce_layers(self) -> None:
-        for layer in self._layers:
+    def _enforce_layers(self, layers: Sequence[SparseLayer]) -> None:
+        for layer in layers:
             self._enforce_layer(layer)
 
     def _after_load(self, *_: Any) -> None:
@@ -369,12 +379,18 @@ class Topology:
             return
         check_fits(self._layers, bool(self._saved))
         check_uncut(self._layers, self._optimizers, self._saved)
-        self.enforce()
+        # Not the weights, which fit: another loss may still go back through them.
+        for layer in self._layers:
+            self._enforce_beside(layer)
+        self._enforced()
 
     def enforce(self) -> None:
         """Cuts weights, gradients and optimizer state to the masks, after something else wrote into them."""
+        self._enforce_layers(self._layers)
+        self._enforced()
+
+    def _enforced(self) -> None:
         for layer in self._layers:
-            self._enforce_layer(layer)
             layer.version += 1
         self._averages.mask()
         self._unchecked, self._saved = False, {}
