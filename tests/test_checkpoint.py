@@ -89,6 +89,25 @@ def test_a_checkpoint_of_vgg16_is_as_small_as_we_say(tmp_path, sparsity, share):
     assert ratio == pytest.approx(share, abs=0.01)
 
 
+def test_a_model_is_saved_by_the_topology_of_what_wraps_it(tmp_path):
+    network = small_network()
+    model, _, topology = sparse(torch.compile(network), sparsity=0.8)
+    for name, each in {"inner": network, "outer": model}.items():
+        save_sparse(each, topology, tmp_path / name)
+    inner, outer = (load_sparse(tmp_path / name) for name in ("inner", "outer"))
+    assert [f"_orig_mod.{name}" for name in inner] == list(outer)
+    assert all(torch.equal(value, outer[f"_orig_mod.{name}"]) for name, value in inner.items())
+    assert len(load_masks(tmp_path / "inner")) == len(topology.masks)
+
+
+def test_files_are_of_the_cpu_whatever_the_usual_device(tmp_path):
+    weights = {"weight": torch.tensor([[0.0, 1.5], [0.0, 0.0]])}
+    with torch.device("meta"):
+        save_sparse(weights, {"weight": weights["weight"] != 0}, tmp_path / "file")
+        found = load_sparse(tmp_path / "file")
+    assert torch.equal(found["weight"], weights["weight"])
+
+
 def test_tied_weights_and_bare_mappings_of_masks(tmp_path):
     weight = torch.tensor([[0.0, 1.0]])
     save_sparse({"a": weight, "b": weight, "c": weight}, {"a": weight != 0}, tmp_path / "file")

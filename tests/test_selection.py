@@ -146,6 +146,17 @@ def test_exponentials_of_the_least_and_the_largest_integer_are_no_exceptions(int
     assert draw == pytest.approx(-math.log1p(-integer / 2**31), rel=0.3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_exponentials_are_float32_whatever_the_usual_type(dtype):
+    like, before = torch.empty(3, 500), torch.get_default_dtype()
+    expected = exponentials(like, source())
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(exponentials(like, source()), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0, 2.5, 7.0])
 def test_stochastic_rounding_is_right_on_average(value):
     count = stochastic_round(value, 20_000, source())

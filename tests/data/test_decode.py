@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from chtconv.data import load_dataset
 from chtconv.data.columns import Records
@@ -63,6 +63,22 @@ def test_orientation_of_a_photograph_is_followed(rgb):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
     np.testing.assert_array_equal(decoded(encoded(rgb, exif=exif), 9), np.rot90(rgb, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_followed_as_pillow_does(rgb, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(rgb, exif=exif)))))
+    np.testing.assert_array_equal(decoded(encoded(rgb, exif=exif), 9), expected)
+
+
+def test_odd_tags_beside_the_orientation_do_no_harm(rgb):
+    """A resolution as text, which Pillow reads and cannot write again."""
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0) + struct.pack("<HHII", 0x011A, 2, 3, 0x003231)
+    exif = b"Exif\x00\x00II*\x00" + struct.pack("<IH", 8, 2) + tags + struct.pack("<I", 0)
+    found = decoded(encoded(rgb, "JPEG", exif=exif, quality=100, subsampling=0), 9)
+    assert np.abs(found.astype(int) - np.rot90(rgb, 2)).max() < 64
 
 
 def test_bilinear_resize_of_two_pixels():

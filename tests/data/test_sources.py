@@ -44,6 +44,15 @@ def test_images_by_class(tmp_path, picture):
         assert data.train.images[3].permute(1, 2, 0).flatten().tolist() == list(oracle.tobytes())
 
 
+@pytest.mark.parametrize("classes", [("bus", "car", "train"), ("bullet_train", "car", "crash test")])
+def test_classes_that_are_called_like_a_split_are_refused(tmp_path, picture, classes):
+    """The library would put their images into both splits."""
+    for split in ("train", "test"):
+        write_images(tmp_path / split, classes, picture)
+    with pytest.raises(ConfigurationError, match=r"\.png is in both 'test' and 'train'|\.png is in both 'train' and"):
+        read_source(str(tmp_path))
+
+
 def test_relative_folder_without_a_slash(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert len(load_dataset(folder.name).train) == 6

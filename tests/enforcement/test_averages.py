@@ -83,6 +83,29 @@ def test_an_average_is_masked_at_once_by_enforce_and_no_more_after_its_end():
     assert not torch.equal(topology.masks["0.weight"], mask)
 
 
+class Scaled(nn.Module):
+    """A parameter of its own beside the layers, which lie below a name that wrappers use too."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.module = nn.Sequential(nn.Conv2d(3, 4, 3))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.compile], ids=["plain", "compiled"])
+@pytest.mark.parametrize("make", [Scaled, lambda: nn.Conv2d(3, 4, 3)], ids=["parameter", "single layer"])
+def test_copies_are_followed_whatever_the_names_of_other_parameters(make, wrap):
+    model = wrap(make())
+    topology = chtconv.sparsify(model, torch.optim.SGD(model.parameters()), method="set", sparsity=0.5)
+    (mask,) = topology.masks.values()
+    for copied in (AveragedModel(model), copy.deepcopy(model)):
+        weight = next(parameter for parameter in copied.parameters() if parameter.ndim == 4)
+        with torch.no_grad():
+            weight.fill_(1.0)
+        topology.follow(copied)
+        assert torch.equal(weight != 0, mask)
+
+
 def test_an_average_that_is_gone_is_not_kept_alive():
     model, optimizer, topology = sparse(sparsity=0.6, method="set", interval=1)
     topology.follow(AveragedModel(model))

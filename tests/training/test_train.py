@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from chtconv.data import load_dataset
+from chtconv.files import StorageError
 from chtconv.models import build_model
 from chtconv.training import Config, OutOfTime, TrainingDiverged, loop, train
 from chtconv.training.device import seed_dropout
 from chtconv.training.run import prepare
+from chtconv.training.run_folder import RunFolder
 
 TIMES = {"seconds", "evolution_seconds", "evaluation_seconds", "images_per_second"}
 
@@ -140,6 +142,25 @@ def test_resume_cuts_the_tables_back_to_the_checkpoint(finished: Path, tiny: Con
             file.write((finished / name).read_text())
     train(config, tmp_path, resume=True)
     assert_same_bits(finished, tmp_path)
+
+
+def test_a_run_of_which_only_the_results_are_missing_is_resumed(
+    finished: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: no step is left to take, and none is needed."""
+
+    def full(*_: object) -> None:
+        raise StorageError("cannot write model.safetensors: the disk is full")
+
+    config = tiny.replace(validation=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            train(config, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    found, expected = train(config, tmp_path, resume=True), json.loads((finished / "summary.json").read_text())
+    same = ("test_accuracy", "flops", "sparsity", "itop", "evolutions")
+    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
 
 
 def test_resume_of_a_complete_run_gives_its_summary_and_changes_nothing(finished: Path, tiny: Config) -> None:

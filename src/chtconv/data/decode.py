@@ -51,7 +51,7 @@ def decode_image(image: Any, image_size: int) -> NDArray[np.uint8]:
 
     with Image.open(io.BytesIO(_encoded(image)), formats=_FORMATS) as opened:
         picture: Image.Image = opened
-        if "exif" in picture.info and (turn := _turns().get(picture.getexif().get(_ORIENTATION))) is not None:
+        if "exif" in picture.info and (turn := _turns().get(picture.getexif().get(_ORIENTATION, 1))) is not None:
             # Not by ImageOps.exif_transpose, which writes all the tags anew and takes offence at odd ones.
             picture = picture.transpose(turn)
         if picture.mode[0] in "IF":

@@ -113,11 +113,11 @@ def _read_splits(splits: Mapping[str, Any], name: str) -> tuple[Records, Records
 def _files(splits: Mapping[str, Sequence[str]], name: str) -> list[str]:
     """All files of a folder; the library goes by words such as "train" and "test" anywhere in their paths."""
     found: dict[str, str] = {}
-    for split, file in [(split, str(file)) for split, files in splits.items() for file in files]:
+    for split, file in [(str(split), str(file)) for split, listed in splits.items() for file in listed]:
         if found.setdefault(file, split) != split:
             raise ConfigurationError(
-                f"data set {name!r}: by the words in its path, {file} is in both {found[file]!r} and {split!r}; accepted "
-                "are classes and files that are not called like a split"
+                f"data set {name!r}: by the words in its path, {file} is in both {found[file]!r} and {split!r}; "
+                "accepted are classes and files that are not called like a split"
             )
     return list(found)
 

@@ -1,0 +1,123 @@
+"""Adversarial training and the like: several optimizers, graphs that wait for the other, layers frozen in turns."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import chtconv
+
+ADAM = {"adam": lambda p: torch.optim.Adam(p, lr=1e-3)}
+
+
+class Sign(torch.optim.SGD):
+    """Not one of torch's: nobody knows that it keeps zeros, so that weights are masked after its steps."""
+
+
+OPTIMIZERS = ADAM | {"foreign": lambda p: Sign(p, lr=1e-2)}
+
+
+def adversaries(optimizer, **options):
+    """A generator and a discriminator, their optimizers in the order in which they step, and their topology."""
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.ConvTranspose2d(8, 16, 4), nn.ReLU(), nn.ConvTranspose2d(16, 3, 4, 2, 1))
+    judged = nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 1, 4))
+    model = nn.ModuleDict({"judge": judged, "maker": made})
+    optimizers = [optimizer(each.parameters()) for each in model.values()]
+    options = {"sparsity": 0.7, "method": "set", "interval": 3} | options
+    return model, optimizers, chtconv.sparsify(model, optimizers, **options)
+
+
+def step(model, optimizers, freeze=lambda on, off: None):
+    """The usual loop: images are made once, and judged before and after the judge has learnt."""
+    judge, maker = model["judge"], model["maker"]
+    loss = nn.functional.binary_cross_entropy_with_logits
+    images = maker(torch.randn(4, 8, 1, 1))
+    freeze(judge, maker)
+    real, false = judge(torch.randn(4, 3, 8, 8)), judge(images.detach())
+    optimizers[0].zero_grad()
+    (loss(real, torch.ones_like(real)) + loss(false, torch.zeros_like(false))).backward()
+    optimizers[0].step()
+    freeze(maker, judge)
+    false = judge(images)
+    optimizers[1].zero_grad()
+    loss(false, torch.ones_like(false)).backward()
+    optimizers[1].step()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_step_writes_no_weight_that_another_loss_goes_back_through(kind):
+    model, optimizers, topology = adversaries(OPTIMIZERS[kind])
+    for _ in range(7):
+        step(model, optimizers)
+        for name, mask in topology.masks.items():
+            assert (model.get_parameter(name)[~mask] == 0).all()
+    assert topology.evolutions == 2
+
+
+def test_nor_does_the_first_step_after_states_were_loaded():
+    parts = adversaries(ADAM["adam"])
+    for _ in range(4):
+        step(*parts[:2])
+    model, optimizers, topology = adversaries(ADAM["adam"])
+    for new, old in zip((model, *optimizers, topology), (parts[0], *parts[1], parts[2]), strict=True):
+        new.load_state_dict(copy.deepcopy(old.state_dict()))
+    for each in (parts, (model, optimizers, topology)):
+        torch.manual_seed(1)
+        for _ in range(3):
+            step(*each[:2])
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, parts[0].get_parameter(name))
+
+
+def test_layers_that_are_frozen_while_another_optimizer_steps_evolve():
+    """As with toggle_optimizer of Lightning, and in pix2pix."""
+
+    def freeze(on, off):
+        for network, trains in ((on, True), (off, False)):
+            network.requires_grad_(trains)
+
+    model, optimizers, topology = adversaries(ADAM["adam"], method="gmp", sparsity=0.9, stop=13)
+    for _ in range(14):
+        step(model, optimizers, freeze)
+    assert topology.evolutions == 4
+    assert {round(layer["sparsity"], 1) for layer in topology.stats()["layers"].values()} == {0.9}
+
+
+def test_layers_that_their_own_optimizer_finds_frozen_stay():
+    model, optimizers, topology = adversaries(ADAM["adam"])
+    before = topology.masks
+
+    def freeze(on, off):
+        model["judge"][0].weight.requires_grad_(False)
+
+    for _ in range(4):
+        step(model, optimizers, freeze)
+        model["judge"][0].weight.requires_grad_(False)
+    # It trained in the first step, before it was frozen.
+    assert topology.evolutions == 1
+    assert torch.equal(topology.masks["judge.0.weight"], before["judge.0.weight"])
+    assert not torch.equal(topology.masks["judge.2.weight"], before["judge.2.weight"])
+
+
+@pytest.mark.parametrize("method", ["rigl", "snfs"])
+def test_gradients_are_kept_where_an_optimizer_steps_after_the_one_that_counts(method):
+    """Listed in another order than they step in: the second is a step late, with whole gradients all the same."""
+    first, second = nn.Linear(6, 8), nn.Linear(8, 8)
+    model = nn.Sequential(first, second)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in model]
+    topology = chtconv.sparsify(model, optimizers, method=method, interval=1, layers=["*"], sparsity=0.5)
+    kept = []
+    topology.on_evolution(lambda _: kept.append(topology._layers[0]))
+    for _ in range(4):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().sum().backward()
+        layer, mask = topology._layers[0], topology.masks["0.weight"]
+        assert layer.captured[~mask].abs().sum() > 0
+        for optimizer in reversed(optimizers):
+            optimizer.step()
+    assert topology.evolutions == 4
