@@ -23,7 +23,8 @@ from chtconv.comparison.cell import variant_name
 from chtconv.explain.layers import MaskedLayer, masked_layers, statistics
 from chtconv.explain.sources import layers_of_run
 from chtconv.models import build_model
-from chtconv.training import Config, recipe
+from chtconv.training import Config, RunFolder, recipe
+from chtconv.training.config import DENSE
 
 RESULTS = ROOT / "results" / "reach.jsonl"
 PREDICTOR = {"predictor": "ch3_l3n", "graph": "kernel", "windows": "all"}
@@ -61,7 +62,8 @@ def variant(config: Config) -> str:
 def complete_runs(folder: Path) -> list[Path]:
     """The folder itself if it is that of a complete sparse run, and those in it."""
     folders = (folder, *sorted(each.parent for each in folder.glob("*/summary.json")))
-    return [each for each in folders if (each / "summary.json").exists() and (each / "masks.safetensors").exists()]
+    complete = [each for each in folders if RunFolder(each).is_complete()]
+    return [each for each in complete if RunFolder(each).stored_config().topology.method != DENSE]
 
 
 def add(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer], results: Path) -> None:

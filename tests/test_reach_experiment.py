@@ -14,6 +14,7 @@ def test_masks_of_complete_runs_are_measured_once(experiments, tmp_path, monkeyp
     quick = quick.replace(evolutions_per_epoch=3, zeta_schedule="cosine")
     train(quick, tmp_path / "runs" / "first")
     train(quick.replace(allocation="layer"), tmp_path / "runs" / "second")
+    train(quick.replace(method="dense"), tmp_path / "runs" / "dense")
     (tmp_path / "runs" / "begun").mkdir()
     for folders in ([], ["runs/first"], ["runs"], ["runs", "elsewhere"]):
         words = ["reach.py", *[str(tmp_path / each) for each in folders], "--results", str(results), "--seeds", "3"]

@@ -17,6 +17,7 @@ from chtconv.comparison import process, session, worker
 from chtconv.comparison.outcome import Outcome, Task
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP, run_cell
 from chtconv.files import locked
+from chtconv.training import Config, RunFolder
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc here to look at processes in")
 
@@ -253,3 +254,15 @@ def test_another_configuration_than_the_one_in_the_folder_is_refused(tmp_path: P
     outcome = worker.train_cell(Task(str(tmp_path), TINY.replace(lr=0.3).to_dict()))
     assert outcome.state == "failed"
     assert "another configuration: lr 0.3 instead of 0.05" in outcome.reason
+
+
+def test_a_cell_that_an_older_version_began_goes_on_under_the_name_it_had(tmp_path: Path) -> None:
+    """Then it spelled out what is so without being named; where it is computed may change all the same."""
+    mine = Config().replace(method="set", dataset="digits", threads=1)
+    theirs = mine.replace(zeta_schedule="cosine", dataset="elsewhere/digits", threads=1)
+    assert worker._as_begun(RunFolder(tmp_path), mine) == mine
+    (tmp_path / "config.json").write_text(json.dumps(theirs.to_dict()))
+    assert worker._as_begun(RunFolder(tmp_path), mine) == mine.replace(zeta_schedule="cosine")
+    assert worker._as_begun(RunFolder(tmp_path), mine.replace(threads=2)).machine.threads == 2
+    other = mine.replace(zeta=0.5)
+    assert worker._as_begun(RunFolder(tmp_path), other) == other

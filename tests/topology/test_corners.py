@@ -39,6 +39,44 @@ def test_a_callback_may_detach(kind):
         topology.evolve()
 
 
+def test_a_callback_may_write_weights():
+    model, optimizer, topology = sparse(interval=2, method="set")
+    seen = []
+    topology.on_evolution(lambda _: seen.append(torch.is_grad_enabled()) or model[0].weight.mul_(0.5))
+    train(model, optimizer, 2)
+    topology.evolve()
+    assert seen == [False, False]
+
+
+def test_steps_by_hand_of_a_topology_that_was_detached_are_refused():
+    model, optimizer, topology = sparse(interval=1, method="set")
+    train(model, optimizer, 1)
+    topology.detach()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    with pytest.raises(ConfigurationError, match="was detached"):
+        topology.step()
+    assert (model[0].weight == 1).all()
+
+
+def test_a_gradient_that_is_written_behind_the_back_of_torch_is_seen():
+    """Into the same tensor again and again, through ``.data`` or NumPy, which counts no version."""
+    model, optimizer, topology = sparse(nn.Sequential(nn.Linear(6, 8)), layers=["*"], method="rigl", interval=2)
+    written = torch.arange(48.0).view(8, 6) + 1
+    model[0].weight.grad = torch.zeros(8, 6)
+    for _ in range(4):
+        model[0].weight.grad.data.copy_(written)
+        before = topology.masks["0.weight"]
+        optimizer.step()
+    assert topology.evolutions == 2
+    new, moved = topology.masks["0.weight"] & ~before, 0
+    for came, free, gradient in zip(new, ~before, written, strict=True):
+        largest = gradient[free].topk(int(came.sum())).values.tolist()
+        assert sorted(gradient[came].tolist(), reverse=True) == largest
+        moved += len(largest)
+    assert moved > 0
+
+
 def test_the_dense_gradient_of_an_optimizer_is_final_when_it_has_stepped():
     """As in a GAN, where the loss of the second network reaches the first one after it has stepped."""
     first, second = nn.Linear(6, 8), nn.Linear(8, 8)

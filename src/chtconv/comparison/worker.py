@@ -12,6 +12,7 @@ import traceback
 import torch
 
 from chtconv.comparison.outcome import Outcome, Task
+from chtconv.comparison.result import PLACEMENT, same_run
 from chtconv.errors import ConfigurationError
 from chtconv.files import StorageError
 from chtconv.training import Config, OutOfTime, RunFolder, TrainingDiverged, train
@@ -35,8 +36,9 @@ def train_cell(task: Task) -> Outcome:
     try:
         if task.threads is not None:
             torch.set_num_threads(task.threads)
-        resume = RunFolder(task.out).holds_run()
-        train(Config.from_dict(task.config), task.out, resume=resume, deadline=task.deadline)
+        folder = RunFolder(task.out)
+        resume = folder.holds_run()
+        train(_as_begun(folder, Config.from_dict(task.config)), folder.path, resume=resume, deadline=task.deadline)
     except OutOfTime as error:
         return Outcome("stopped", str(error))
     except (ConfigurationError, TrainingDiverged, StorageError) as error:
@@ -45,6 +47,18 @@ def train_cell(task: Task) -> Outcome:
         traceback.print_exc()
         return Outcome("failed", _reason(error))
     return Outcome("done")
+
+
+def _as_begun(folder: RunFolder, config: Config) -> Config:
+    """The configuration of the same run as an older version called it, where it was begun by one."""
+    try:
+        stored = folder.stored_config().to_dict()
+    except ConfigurationError:
+        return config  # there is none, or training names what is wrong with it
+    if not same_run(stored, config.to_dict()):
+        return config
+    placement = {name: config.to_dict()[name] for name in (*PLACEMENT, "dataset")}
+    return Config.from_dict(stored | placement)
 
 
 def _leave_with_the_parent() -> None:

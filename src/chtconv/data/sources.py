@@ -116,8 +116,8 @@ def _files(splits: Mapping[str, Sequence[str]], name: str) -> list[str]:
     for split, file in [(str(split), str(file)) for split, listed in splits.items() for file in listed]:
         if found.setdefault(file, split) != split:
             raise ConfigurationError(
-                f"data set {name!r}: by the words in its path, {file} is in both {found[file]!r} and {split!r}; "
-                "accepted are classes and files that are not called like a split"
+                f"data set {name!r}: {file} is in both {found[file]!r} and {split!r}, "
+                "by the words in its path; accepted are classes and files that are not called like a split"
             )
     return list(found)
 

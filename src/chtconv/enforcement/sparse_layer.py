@@ -80,6 +80,7 @@ class SparseLayer:
         settled: whether its optimizer has stepped since, so that what was kept is final.
         captured: the dense gradient of this step so far, None where there is none.
         trained: whether its optimizer has stepped, with the weight not frozen, since the last step that was counted.
+        one_of_several: whether there are several optimizers, of which one counts.
         momentum: its exponential average, None where there is none.
         handles: the hooks that this layer registered.
         hooked: the parameter that they belong to.
@@ -111,14 +112,14 @@ class SparseLayer:
         self.newest = torch.zeros_like(mask_OI)
         self.stopped = False
         self.link_steps = self.dense_steps = 0
-        self.capturing = self.settled = self.stale = False
-        self.trained = False
+        self.capturing = self.settled = False
+        self.trained = self.one_of_several = False
         self.captured: Tensor | None = None
         self.momentum: Tensor | None = None
         self.handles: list[RemovableHandle] = []
         self.hooked: nn.Parameter | None = None
         self._left_at: int | None = None
-        self._masked: tuple[weakref.ref[Tensor], int] | None = None
+        self._of_before: weakref.ref[Tensor] | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -193,8 +194,17 @@ class SparseLayer:
     def capture(self, on: bool) -> None:
         """Whether dense gradients are kept from now on; what was kept so far is dropped."""
         self.capturing, self.settled, self.captured = on, False, None
+        self._of_before = None if self.weight.grad is None else weakref.ref(self.weight.grad)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the gradient is of a step that was counted already, as one of several optimizers had stepped.
+
+        It was masked before anything was to be kept, so that it says nothing of disabled links.
+        """
         gradient = self.weight.grad
-        self._masked = None if gradient is None else (weakref.ref(gradient), gradient._version)
+        before = self._of_before if self.one_of_several else None
+        return gradient is not None and before is not None and before() is gradient
 
     @property
     def has_gradients(self) -> bool:
@@ -224,14 +234,10 @@ class SparseLayer:
     def follow_gradient(self) -> None:
         """Before a step: unscales and clips what was kept by the factor that the gradient was unscaled and clipped by.
 
-        A gradient that was written by hand, so that no hook has seen it, is kept as it is. One that has been there
-        since before anything was to be kept is ``stale``: it was masked then, and its step is that of before, taken by
-        an optimizer that steps after the one that counts.
+        A gradient that was written by hand, so that no hook has seen it, is kept as it is.
         """
         gradient = self.weight.grad
-        since, version = self._masked or (None, None)
-        self.stale = gradient is not None and since is not None and since() is gradient and gradient._version == version
-        if self.capturing and not self.settled and not self.stale and gradient is not None:
+        if self.capturing and not self.settled and not self.is_late and gradient is not None:
             gradient = local(gradient)
             self.bits = matching(self.bits, gradient)
             if self.captured is None:
@@ -241,7 +247,7 @@ class SparseLayer:
 
     def accumulated(self, *_: object) -> None:
         """After gradients were accumulated: keeps them where evolution asks for them, then masks them."""
-        gradient = self.weight.grad
+        gradient, self._of_before = self.weight.grad, None
         if self.capturing and not self.settled and gradient is not None:
             if is_sharded(gradient):
                 # No hook runs before: a gradient that is a new object begins a new sum.

@@ -49,6 +49,8 @@ class Stepping:
         self._begin, self._free, self._count, self._loaded = begin, free, count, loaded
         self._within = self._over = False
         self._handles: list[RemovableHandle] = []
+        for layer in layers:
+            layer.one_of_several = len(optimizers) > 1
         for optimizer in optimizers:
             self._register(optimizer)
 
@@ -132,7 +134,7 @@ class Stepping:
         if _skipped(optimizer):
             self._free(self._layers_of[id(optimizer)])
         for layer in self._layers_of[id(optimizer)]:
-            layer.settled = not layer.stale
+            layer.settled = not layer.is_late
             layer.stepped()
 
     def _after_last(self, optimizer: Optimizer, *_: Any) -> None:

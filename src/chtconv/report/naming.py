@@ -60,9 +60,9 @@ def dataset_name(run: Run) -> str:
 
 def _compared(title: str, runs: Sequence[Run]) -> Comparison:
     latest = {key: run for run in runs if (key := _key(run))}
-    twice = [run for run in runs if (key := _key(run)) and latest[key] is not run]
-    notes = [f"{run.name} is left out: {latest[_key(run)].name} is the same run." for run in twice]
-    return Comparison(title, _told_apart([run for run in runs if run not in twice]), notes)
+    twice = {run.name: latest[key].name for run in runs if (key := _key(run)) and latest[key] is not run}
+    notes = [f"{name} is left out: {other} is the same run." for name, other in twice.items()]
+    return Comparison(title, _told_apart([run for run in runs if run.name not in twice]), notes)
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

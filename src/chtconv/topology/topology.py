@@ -242,7 +242,6 @@ class Topology:
         for layer in self._layers:
             layer.capture(layer.settings.method.needs_dense_gradients)
 
-    @torch.no_grad()
     def evolve(self) -> None:
         """One evolution of all layers now: removal, link prediction, regrowth. Nothing for a static topology.
 
@@ -252,12 +251,13 @@ class Topology:
             ConfigurationError: link prediction needs the input size of a layer that was not called yet, regrowth by
                 gradient a gradient that was not kept, or the topology was detached.
         """
-        if self._detached:
-            raise ConfigurationError("the topology was detached; call sparsify again to go on, with its state_dict().")
         # A layer that was frozen since stays as it is.
         self._evolve([layer for layer in self._layers if layer.weight.requires_grad])
 
+    @torch.no_grad()
     def _evolve(self, layers: list[SparseLayer]) -> None:
+        if self._detached:
+            raise ConfigurationError("the topology was detached; call sparsify again to go on, with its state_dict().")
         evolving = [layer for layer in layers if layer.settings.method.evolves]
         if not evolving:
             return
@@ -398,8 +398,9 @@ class Topology:
     def state_dict(self) -> dict[str, Any]:
         """Masks, counters and record: tensors and plain Python, for ``torch.save`` and ``weights_only=True``.
 
-        The same on every rank, whatever the number of ranks that goes on from it. On several ranks, call it on all of
-        them: averages of gradients (SNFS) are put together.
+        The same on every rank, whatever the number of ranks that goes on from it, but for the sizes of inputs, which
+        are those that a rank saw last. On several ranks, call it on all of them: averages of gradients (SNFS) are put
+        together.
         """
         if self.step_count:
             average_gradients(self._ranks, [each for each in self._layers if each.settings.method.worth == "momentum"])
