@@ -139,6 +139,24 @@ def test_real_numbers_agree_within_rounding(p):
         assert (ours - reference).abs().max() <= 300 * torch.finfo(p["dtype"]).eps * scale
 
 
+@pytest.mark.parametrize(
+    ("channels", "outputs", "window", "padding", "dilation", "stride", "size"),
+    [(256, 8, 1, 40, 1, 1, 8), (512, 16, 3, 8, 1, 1, 8), (16, 300, 3, 0, 31, 2, 64), (16, 200, 2, 0, 21, 2, 24)],
+)
+def test_units_beside_the_map_are_zeros_and_nothing_else(channels, outputs, window, padding, dilation, stride, size):
+    """More padding than a tile, or taps further apart, as of the gradient of the input of dilated convolutions."""
+    torch.manual_seed(0)
+    mask = torch.rand(outputs, channels, window, window) < 0.02
+    x = torch.randint(-3, 4, (16, channels, size, size)).float()
+    weight = torch.randint(-3, 4, mask.shape) * mask.float()
+    p = {"groups": 1, "padding": (padding,) * 2, "dilation": (dilation,) * 2, "stride": (stride,) * 2}
+    bias = torch.zeros(outputs)
+    for ours, torchs in zip(
+        passes(sparse(p, mask), x, weight, bias), passes(dense(p, mask), x, weight, bias), strict=True
+    ):
+        assert torch.equal(ours, torchs)
+
+
 CASES = {
     "vgg": {"batch": 33, "channels": 20, "kernels": 70, "size": (8, 8), "window": (3, 3), "padding": (1, 1)},
     "map of one tile": {"batch": 20, "channels": 40, "kernels": 5, "size": (4, 4), "window": (3, 3), "padding": (1, 1)},

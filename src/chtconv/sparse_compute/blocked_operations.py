@@ -185,12 +185,16 @@ def pointwise(func: Any, *args: Any, **kwargs: Any) -> Any:
     within = _inner_all(args, shape, dtype)
     if within is None:
         return NotImplemented
-    if func in _OUT and isinstance(args[0], Tensor) and args[0].shape == shape:
+    if func in _OUT and isinstance(args[0], Tensor) and args[0].shape == shape and not any(map(_is_complex, args)):
         return Blocked.of(_OUT[func](*within, out=layout.like(within[0]), **kwargs), shape[0])
     blocks: Tensor = func(*within, **kwargs)
     if blocks.dtype is not dtype:
         return NotImplemented
     return Blocked.of(blocks.contiguous(), shape[0])
+
+
+def _is_complex(value: Any) -> bool:
+    return value.is_complex() if isinstance(value, Tensor) else isinstance(value, complex)
 
 
 @handles(
@@ -243,12 +247,3 @@ def cat(func: Any, tensors: list[Tensor], dim: int = 0) -> Any:
     first = parts[0].shape
     blocks = empty((first[0], channels, *first[2:]), parts[0].dtype)
     return Blocked.of(torch.cat(parts, 1, out=blocks), whole[0])
-
-
-@handles(aten.slice.Tensor)
-def channels(func: Any, x: Blocked, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
-    """Some of the channels of a gradient: a copy, since nothing writes to views of gradients."""
-    if dim not in (1, -3) or step != 1 or torch._C._current_graph_task_id() == -1 or x._content.dense is not None:
-        return NotImplemented
-    part = x.blocks[:, start:end]
-    return Blocked.of(layout.like(part).copy_(part), x.shape[0])

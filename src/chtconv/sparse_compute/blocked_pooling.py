@@ -254,6 +254,8 @@ def _of_maps(x: Blocked, divisor: int) -> Tensor | None:
 @handles(aten.mean.dim, aten.sum.dim_IntList)
 def reduced(func: Any, x: Blocked, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Over positions, and over images as well: an ordinary tensor."""
+    if not all(-4 <= each < 4 for each in (dim or ())):
+        return NotImplemented
     axes = sorted(each % 4 for each in (dim or range(4)))
     if dtype not in (None, x.dtype) or axes not in ([2, 3], [0, 2, 3], [0, 1, 2, 3]):
         return NotImplemented

@@ -96,6 +96,8 @@ class Computation:
         if layer is None or layer.hooked is None or weight.data_ptr() != layer.hooked.data_ptr():
             self.obstacle = "its weight is not the parameter that sparsify was given"
             return None
+        if not x.numel():
+            return None
         self.obstacle = ""
         if self.tuner is not None and not self._chosen(self.tuner, layer, x, passes, training, compute, alone=True):
             return None
@@ -112,9 +114,11 @@ class Computation:
     def _current(self, layer: SparseLayer) -> Links | None:
         if self._version != layer.version:
             # Once for every mask and after every loading: what was written off the mask counts until it is cut.
-            self._version, weight = layer.version, layer.weight
+            version, weight = layer.version, layer.weight
             fits = is_zero_off_mask(weight, matching(layer.bits, weight))
             self._links = Links.of(layer.mask, cast(nn.Conv2d, layer.module).groups) if fits else None
+            # Last, lest another thread takes the old links for those of this version.
+            self._version = version
         if self._links is None:
             self.obstacle = "its weight is not zero off the mask, until the next optimizer step cuts it"
         return self._links

@@ -144,7 +144,7 @@ def _geometry(
 
 def _in_memory(x: Tensor, geometry: Geometry) -> Tensor:
     """A tensor as the kernels take it."""
-    return to_dense(x).contiguous() if geometry.flat else as_blocks(x)
+    return to_dense(x).resolve_neg().contiguous() if geometry.flat else as_blocks(x)
 
 
 def _shown(memory: Tensor, geometry: Geometry) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from chtconv.errors import ConfigurationError
 from chtconv.sparse_compute.blocked import Blocked, to_dense
@@ -154,6 +155,10 @@ class SparseConvolution(Operation):
         """The outputs: blocked for batches of 8 and more."""
         x = self.first(values)
         batched = x.dim() != 3
+        if batched and not len(x):
+            # Nothing to compute: the shape alone.
+            weight = self._buffers["values"].new_zeros(self.shape)  # type: ignore[union-attr]
+            return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
         try:
             out = sparse_outputs(
                 x if batched else x[None],
@@ -215,4 +220,4 @@ class SparseLinear(Operation):
         assert weight is not None
         rows = x.reshape(-1, x.shape[-1]).T
         out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
-        return out.T.reshape(*x.shape[:-1], -1)
+        return out.T.reshape(*x.shape[:-1], weight.shape[0])

@@ -175,9 +175,8 @@ def load_compiled(path: str | Path) -> SparseModel:
     Raises:
         ConfigurationError: a file that is damaged, was not written by it, or is of another version, with what is wrong.
     """
-    steps, output = compiled_file.read(Path(path))
     try:
-        return SparseModel(steps, output)
+        return SparseModel(*compiled_file.read(Path(path)))
     except (RuntimeError, MemoryError) as error:
         # Of sizes that there is no memory for.
         raise ConfigurationError(f"{path}: the model cannot be made: {error}.") from error

@@ -29,6 +29,8 @@ def kernels() -> Library:
 def to_blocks(x: Tensor) -> Tensor:
     """[N, C, H, W] of any strides, float32 or float64, to blocks; lanes beyond N are 0."""
     n, c, h, w = x.shape
+    # Some views of complex numbers are negated when they are read.
+    x = x.resolve_neg()
     blocks = empty((-(-n // LANES), c, h, w, LANES), x.dtype)
     kernels().call("to_blocks", x.dtype, n, c, h, w, *x.stride(), x, blocks)
     return blocks

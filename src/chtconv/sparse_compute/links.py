@@ -165,12 +165,14 @@ class Links:
 
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made of the lists for problems of one size, see :mod:`.problem`: that of the latest few sizes."""
-        if key not in self._kept:
-            self._kept[key] = make()
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        # Each line by itself holds for all threads: at worst two of them make the same.
+        found = self._kept.pop(key, None)
+        if found is None:
+            found = make()
+        self._kept[key] = found
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return found
 
     def gather(self, weight: Tensor) -> Tensor:
         """The values of a dense weight at the links, [links], in the order of :attr:`codes`."""

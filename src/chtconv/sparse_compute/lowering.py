@@ -170,7 +170,14 @@ class _Lowering:
         if source is None or not op or accepts(op, args):
             # A module of its own, since the model may go on training.
             own = copy.deepcopy(module).eval().requires_grad_(False)
-            return self._opaque(own, node, name)
+            in_place = getattr(own, "inplace", False)
+            if in_place:
+                # What it writes is told, not done.
+                own.inplace = False
+            result = self._opaque(own, node, name)
+            if in_place:
+                self._overwrite(node, source, result)
+            return result
         result = self._step(op, args, name)
         if getattr(module, "inplace", False):
             self._overwrite(node, source, result)
@@ -284,9 +291,12 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # An accelerated convolution is one.
-        return isinstance(m, SparseForward) or (
-            type(m).forward.__module__.startswith("torch.nn.") and not isinstance(m, nn.Sequential)
-        )
+        if isinstance(m, SparseForward):
+            return True
+        # Weights that are standardised, say, are computed in the latter alone.
+        methods = [getattr(type(m), name, None) for name in ("forward", "_conv_forward")]
+        own = all(each is None or each.__module__.startswith("torch.nn.") for each in methods)
+        return own and not isinstance(m, nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return super().call_module(m, m.forward, args, kwargs)

@@ -41,6 +41,15 @@ static void fill_sizes(const chtconv_problem *p, chtconv_plan *plan, int64_t spa
 /* Vectors of all positions of an image, flat. */
 static int64_t flat_vectors(const chtconv_problem *p) { return over(p->out_height * p->out_width, LANES); }
 
+/* Whether sizes are beyond all memory, so that their products would not fit into 64 bits. */
+static int is_huge(const chtconv_problem *p, int64_t span_y, int64_t span_x) {
+    double out = (double)p->out_height * (double)p->out_width;
+    double rows = (double)p->out_height * (double)p->step_y + (double)span_y;
+    double columns = (double)p->out_width * (double)p->step_x + (double)span_x;
+    double images = (double)p->batch + TILE * LANES;
+    return images * (double)p->kernels * out > 1e15 || images * (double)p->channels * rows * columns > 1e15;
+}
+
 /* Chooses tiles, units and blocks. */
 CHTCONV_API int NAME(plan)(const chtconv_problem *p, chtconv_plan *plan) {
     memset(plan, 0, sizeof *plan);
@@ -54,6 +63,7 @@ CHTCONV_API int NAME(plan)(const chtconv_problem *p, chtconv_plan *plan) {
         max_x = t ? most(max_x, p->tap_x[t]) : p->tap_x[t];
     }
     int64_t span_y = max_y - plan->min_y + 1, span_x = max_x - plan->min_x + 1;
+    if (is_huge(p, span_y, span_x)) return CHTCONV_BAD_ARGUMENT;
     int64_t groups = over(p->batch, LANES);
     if (p->flat && (p->out_x != 1 || p->out_y != p->out_width || p->in_x != 1)) return CHTCONV_BAD_ARGUMENT;
     int64_t budget = scratch_budget();
@@ -343,7 +353,8 @@ static void pack_patch(const chtconv_problem *p, const chtconv_plan *plan, const
                        const real *input, char *scratch) {
     int64_t y0 = u->y * p->step_y + plan->min_y, x0 = u->x * p->step_x + plan->min_x;
     int64_t width = plan->columns / plan->phases, size = plan->columns * plan->vectors * LANES;
-    int64_t begin = most(0, -x0), end = most(begin, least(plan->columns, p->width - x0)); /* columns inside */
+    /* Columns inside: none where a unit lies beside the map. */
+    int64_t begin = least(plan->columns, most(0, -x0)), end = most(begin, least(plan->columns, p->width - x0));
     for (int64_t n = 0; n < plan->unit_n; n++) {
         int64_t group = u->group + n * plan->vectors, images = p->batch - group * LANES;
         int whole_rows = LANES == BLOCK && plan->phases * plan->vectors == 1 && images >= LANES && p->in_x == BLOCK;
