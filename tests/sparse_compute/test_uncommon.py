@@ -168,5 +168,5 @@ def test_sizes_beyond_all_memory_are_refused():
         layer = nn.Conv2d(1, 1, kernel, **options).eval()
         model = chtconv.compile_sparse(layer, backend="sparse")
         for images in (1, 16):
-            with pytest.raises((RuntimeError, ConfigurationError), match=r"is not one that it takes|accepted|allocate"):
+            with pytest.raises((RuntimeError, ConfigurationError), match=r"is not one that it takes|accepted|allocate|descriptor"):
                 model(torch.ones(images, 1, 4, 4))
