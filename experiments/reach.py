@@ -10,7 +10,8 @@ reaches is less.
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def measured(layers: Mapping[str, MaskedLayer]) -> dict[str, dict[str, Any]]:
     }
 
 
+def layers_of(run: Path) -> dict[str, MaskedLayer]:
+    """The sparse layers of a complete run with its masks."""
+    return layers_of_run(run, [])[1]
+
+
 def variant(config: Config) -> str:
     """The name of the run's variant, as a comparison calls it that does not name it otherwise."""
     return variant_name(config, recipe("cifar-short"))
@@ -66,28 +72,31 @@ def complete_runs(folder: Path) -> list[Path]:
     return [each for each in complete if RunFolder(each).stored_config().topology.method != DENSE]
 
 
-def add(masks: str, configuration: dict[str, Any], layers: Mapping[str, MaskedLayer], results: Path) -> None:
-    """Adds a line, unless there is one of these masks."""
-    known = {"masks": masks, "configuration": configuration | PREDICTOR}
-    lines = results.read_text().splitlines() if results.exists() else []
-    if not any(known.items() <= json.loads(line).items() for line in lines):
-        append(results, "reach", torch.device("cpu"), known | {"layers": measured(layers)})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="of a complete run, or of several")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the random masks (0 1)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the lines")
     options = parser.parse_args()
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    done = [(line["masks"], line["configuration"]) for line in map(json.loads, lines)]
+
+    def add(masks: str, known: dict[str, Any], layers: Callable[[], Mapping[str, MaskedLayer]]) -> None:
+        """Adds a line, unless there is one of these masks."""
+        configuration = known | PREDICTOR
+        if (masks, configuration) not in done:
+            parts = {"masks": masks, "configuration": configuration, "layers": measured(layers())}
+            append(options.results, "reach", torch.device("cpu"), parts)
+            done.append((masks, configuration))
+
     for seed, width, sparsity in product(options.seeds, WIDTHS, SPARSITIES):
         known = {"model": "vgg16", "width": width, "sparsity": sparsity, "seed": seed, "epochs": 0}
-        add("random", known, random_masks(width, sparsity, seed), options.results)
+        add("random", known, partial(random_masks, width, sparsity, seed))
     for run in [run for folder in options.folders for run in complete_runs(folder)]:
-        config, layers = layers_of_run(run, [])
+        config = RunFolder(run).stored_config()
         known = {"model": config.network.model, "width": config.network.width, "sparsity": config.topology.sparsity}
         known |= {"seed": config.machine.seed, "epochs": config.optimisation.epochs}
-        add(variant(config), known, layers, options.results)
+        add(variant(config), known, partial(layers_of, run))
 
 
 if __name__ == "__main__":

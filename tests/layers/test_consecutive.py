@@ -290,3 +290,22 @@ def test_what_cannot_be_traced_is_said():
 def test_names_are_those_of_layers(name):
     with pytest.raises(ConfigurationError, match=f"layer {name}: accepted are names of convolutions"):
         consecutive_layers(Forward(lambda m, x: m.a(x)), [name])
+
+
+def test_to_look_at_a_model_draws_no_random_numbers():
+    """Stochastic depth draws concretely while it is traced."""
+
+    class Stochastic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.second(self.first(x) * float(torch.rand(()) < 2))
+
+    model = Stochastic()
+    torch.manual_seed(3)
+    expected = torch.rand(())
+    torch.manual_seed(3)
+    assert consecutive_layers(model, ["first", "second"])
+    assert torch.rand(()) == expected

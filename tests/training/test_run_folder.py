@@ -1,6 +1,7 @@
 """The folder of a run: who may write to it, what is refused, and that no file is ever half written."""
 
 import errno
+import importlib
 import json
 import os
 import pickle
@@ -271,3 +272,26 @@ def test_default_folder_is_named_after_the_run(values: dict[str, Any], expected:
 def test_config_json_gives_back_the_configuration(stopped: Path, tiny: Config) -> None:
     assert RunFolder(stopped).stored_config() == tiny
     assert json.loads((stopped / "config.json").read_text())["sparsity"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "message"),
+    [
+        ("os", "open", "cannot write to the folder .*: Permission denied"),
+        ("fcntl", "flock", "cannot lock .*: Permission denied; accepted is a folder on a file system with locks"),
+    ],
+)
+def test_folders_that_cannot_be_locked_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, call: str, message: str
+) -> None:
+    """As those of somebody else, and those on file systems without locks."""
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module(module), call, refused)
+        with pytest.raises(StorageError, match=message), locked(tmp_path):
+            raise AssertionError
+    with locked(tmp_path):
+        assert (tmp_path / LOCK).exists()

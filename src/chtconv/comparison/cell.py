@@ -72,6 +72,15 @@ class Cell:
         return f"{_fitting(slug(self.variant), _LONGEST - len(end))}{end}"
 
 
+def one_line(name: str) -> str:
+    r"""The name of a variant as it lies in one line of a table, whatever spaces it has.
+
+    >>> one_line(" CHTs,  layer\n graph ")
+    'CHTs, layer graph'
+    """
+    return " ".join(name.split())
+
+
 def slug(text: str) -> str:
     """Text as a part of a file name: small letters, digits and points, the rest hyphens.
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from chtconv.comparison.cell import Cell, variant_name, words
+from chtconv.comparison.cell import Cell, one_line, variant_name, words
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS, method
 from chtconv.methods.regrowth import REGROWTHS, usual_shares
@@ -304,8 +304,7 @@ def _variants(tables: Any) -> dict[str, dict[str, Any]]:
         raise ConfigurationError("variants: accepted is a list of tables, each with a name and values of the topology.")
     found: dict[str, dict[str, Any]] = {}
     for table in tables:
-        # A name lies in one line of a table.
-        called = " ".join(table["name"].split())
+        called = one_line(table["name"])
         changes = {key.replace("-", "_"): value for key, value in table.items() if key != "name"}
         for name in changes:
             _check_variant_name(called, name)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from chtconv.comparison.cell import METHOD_NAMES
+from chtconv.comparison.cell import METHOD_NAMES, one_line
 from chtconv.comparison.grid import canonical
 from chtconv.errors import ConfigurationError
 from chtconv.training.config import Config
@@ -149,8 +149,7 @@ def distinct(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def variant_of(line: Mapping[str, Any]) -> str:
     """How people call the variant of a line; older lines have no name but that of their method."""
     method = line["config"]["method"]
-    # A name lies in one line of a table, whatever spaces it has.
-    return " ".join(str(line.get("variant") or METHOD_NAMES.get(method, method)).split())
+    return one_line(str(line.get("variant") or METHOD_NAMES.get(method, method)))
 
 
 @lru_cache(maxsize=4096)

@@ -241,6 +241,16 @@ def _of_dense(line: Mapping[str, Any], key: str) -> float | None:
     return None if own is None or not dense else float(own / dense)
 
 
+def told_apart(variant: str, config: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> str:
+    """The name of a variant, with the values in which it differs from others of that name.
+
+    >>> told_apart("SET", {"zeta": 0.3, "graph": "kernel"}, [{"zeta": 0.5, "graph": "kernel"}])
+    'SET, zeta 0.3'
+    """
+    differing = {name: value for name, value in config.items() if any(each[name] != value for each in others)}
+    return f"{variant}, {words(differing)}" if differing else variant
+
+
 def _told_apart(found: Sequence[Row]) -> list[Row]:
     """Rows that would look the same, with what they differ in added to their names."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
@@ -251,11 +261,7 @@ def _told_apart(found: Sequence[Row]) -> list[Row]:
 
 
 def _named(row: Row, group: Sequence[Row]) -> Row:
-    names = [name for name in row.config if any(each.config[name] != row.config[name] for each in group)]
-    if not names:
-        return row
-    variant = f"{row.variant}, {words({name: row.config[name] for name in names})}"
-    return replace(row, variant=variant)
+    return replace(row, variant=told_apart(row.variant, row.config, [each.config for each in group]))
 
 
 def _place(row: Row) -> tuple[Any, ...]:

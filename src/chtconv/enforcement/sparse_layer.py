@@ -194,7 +194,8 @@ class SparseLayer:
     def capture(self, on: bool) -> None:
         """Whether dense gradients are kept from now on; what was kept so far is dropped."""
         self.capturing, self.settled, self.captured = on, False, None
-        self._of_before = None if self.weight.grad is None else weakref.ref(self.weight.grad)
+        gradient = self.weight.grad if self.one_of_several else None
+        self._of_before = None if gradient is None else weakref.ref(gradient)
 
     @property
     def is_late(self) -> bool:
@@ -202,8 +203,7 @@ class SparseLayer:
 
         It was masked before anything was to be kept, so that it says nothing of disabled links.
         """
-        gradient = self.weight.grad
-        before = self._of_before if self.one_of_several else None
+        gradient, before = self.weight.grad, self._of_before
         return gradient is not None and before is not None and before() is gradient
 
     @property

@@ -1,13 +1,13 @@
 """Which runs of a folder are compared with which, and how they are called, where nobody wrote it down."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
 from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.result import identity
-from chtconv.comparison.rows import SHARED, words
+from chtconv.comparison.rows import SHARED, told_apart
 from chtconv.errors import ConfigurationError
 from chtconv.report.run import Comparison, Run
 from chtconv.training.config import DENSE, SECTIONS, Config
@@ -59,33 +59,26 @@ def dataset_name(run: Run) -> str:
 
 
 def _compared(title: str, runs: Sequence[Run]) -> Comparison:
-    latest = {key: run for run in runs if (key := _key(run))}
-    twice = {run.name: latest[key].name for run in runs if (key := _key(run)) and latest[key] is not run}
-    notes = [f"{name} is left out: {other} is the same run." for name, other in twice.items()]
-    return Comparison(title, _told_apart([run for run in runs if run.name not in twice]), notes)
+    """A comparison of runs, of which those that are of one run count once, and no two look the same and are not."""
+    known = [(run, _identity(run)) for run in runs]
+    latest = {tuple(values.values()): run for run, values in known if values}
+    settings: dict[Hashable, list[dict[str, Any]]] = {}
+    for run, values in known:
+        if values:
+            settings.setdefault((run.variant, run.sparsity), []).append(_but_seed(values))
+    kept, notes = [], []
+    for run, values in known:
+        last = latest.get(tuple(values.values()), run)
+        if last is run:
+            others = settings.get((run.variant, run.sparsity), [])
+            kept.append(replace(run, variant=told_apart(run.variant, _but_seed(values), others)))
+        else:
+            notes.append(f"{run.name} is left out: {last.name} is the same run.")
+    return Comparison(title, kept, notes)
 
 
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs that would look the same but for their seeds and are not, with what they differ in added to their names."""
-    alike: dict[Hashable, list[dict[str, Any]]] = {}
-    settings = [_setting(run) for run in runs]
-    for run, setting in zip(runs, settings, strict=True):
-        if setting:
-            alike.setdefault((run.variant, run.sparsity), []).append(setting)
-    found = []
-    for run, setting in zip(runs, settings, strict=True):
-        others = alike.get((run.variant, run.sparsity), [])
-        differing = {name: value for name, value in setting.items() if any(each[name] != value for each in others)}
-        found.append(replace(run, variant=f"{run.variant}, {words(differing)}") if differing else run)
-    return found
-
-
-def _key(run: Run) -> tuple[Any, ...]:
-    return tuple(_identity(run).values())
-
-
-def _setting(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in _identity(run).items() if name != "seed"}
+def _but_seed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "seed"}
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chtconv.comparison.cell import Cell
+from chtconv.comparison.cell import Cell, one_line
 from chtconv.comparison.folder import COMPARISON, RESULTS
 from chtconv.comparison.result import identity, run_key, same_run, variant_of
 from chtconv.errors import ConfigurationError
@@ -119,7 +119,7 @@ def _running(path: Path) -> set[str]:
 
 def _cell(path: Path, cell: Row, shared: Row, lines: Sequence[Row], *, running: bool) -> Run:
     """The run of a cell; where its folder says nothing, its line of results does, or the cell itself."""
-    variant = " ".join(str(cell.get("variant", "")).split())
+    variant = one_line(str(cell.get("variant", "")))
     run = read_run(path, variant, running=running, epochs=cell.get("epochs", "?"))
     if run.state == "done":
         return run
