@@ -92,7 +92,7 @@ def test_broken_and_foreign_files_are_built_again(folder, spoil):
     constant, built = get()
     assert built
     assert torch.equal(constant, torch.full((4,), 3.0))
-    assert not list(folder.glob("*.part"))
+    assert list(folder.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_written_is_no_problem(tmp_path, monkeypatch):

@@ -100,6 +100,17 @@ def test_a_model_is_saved_by_the_topology_of_what_wraps_it(tmp_path):
     assert len(load_masks(tmp_path / "inner")) == len(topology.masks)
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_what_wraps_a_model_is_saved_by_the_topology_of_the_model(tmp_path, wrap):
+    network, _, topology = sparse(small_network(), sparsity=0.8)
+    wrapped = wrap(network)
+    save_sparse(wrapped, topology, tmp_path / "model")
+    loaded = load_sparse(tmp_path / "model")
+    assert list(loaded) == list(wrapped.state_dict())
+    assert [name.partition(".")[2] for name in load_masks(tmp_path / "model")] == list(topology.masks)
+    wrapped.load_state_dict(loaded)
+
+
 def test_files_are_of_the_cpu_whatever_the_usual_device(tmp_path):
     weights = {"weight": torch.tensor([[0.0, 1.5], [0.0, 0.0]])}
     with torch.device("meta"):

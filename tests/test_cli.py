@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -151,8 +153,8 @@ def test_a_run_from_start_to_end(chtconv: Run, tmp_path: Path) -> None:
     for name, row in summary["layers"].items():
         line = next(line for line in out.splitlines() if line.startswith(name.removesuffix(".weight") + " "))
         assert f"{row['links']:,} of {row['size']:,}" in line
-    assert out.splitlines()[-1].endswith("chtconv train --width 0.0625 --head 16 --batch-size 256 --threads 1 "
-                                         "--epochs 2 --validation 100 --seed 3 --method set")  # fmt: skip
+    assert out.splitlines()[-1].endswith("chtconv train --validation 100 --batch-size 256 --width 0.0625 --head 16 "
+                                         "--epochs 2 --seed 3 --threads 1 --method set")  # fmt: skip
     assert [line.split()[1] for line in error.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]
     assert max(len(line) for line in out.splitlines()[:-1]) <= 100
 
@@ -215,6 +217,57 @@ def test_ctrl_c_within_the_first_epoch_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert error.splitlines()[-1] == "chtconv: interrupted; not one epoch was complete, so nothing was kept"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_a_run_that_replaces_another_says_that_nothing_was_kept(chtconv: Run, tmp_path: Path) -> None:
+    command = ["train", *TINY, "--epochs", "60", "--out", "run"]
+    with started(*command, folder=tmp_path) as process:
+        wait_for(tmp_path / "run" / "checkpoint.pt", process)
+        process.kill()
+    with started(*command, "--lr", "0.02", "--batch-size", "2", "--overwrite", folder=tmp_path) as process:
+        wait_for(tmp_path / "run" / ".replaced" / "checkpoint.pt", process)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate()[1]
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "chtconv: interrupted; not one epoch was complete, so nothing was kept"
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_resumed_run_is_compared_with_one_of_its_own_configuration(chtconv: Run, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    chtconv("train", *TINY, "--epochs", "1", "--no-prune-dead", "--sparsity", "0.8", "--out", out)
+    printed = chtconv("train", "--out", out, "--resume")[1]
+    (command,) = [line.split() for line in printed.splitlines() if line.startswith("compare with")]
+    words = command[command.index("train") :]
+    assert words[-2:] == ["--out", f"{out}-set"]
+    assert chtconv(*words)[0] == 0
+    mine, other = (json.loads(Path(path, "config.json").read_text()) for path in (out, f"{out}-set"))
+    assert other == mine | {"method": "set"}
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("a" * 300, "a{300}: File name too long"), ("\udcff/" + "b" * 300, ": File name too long")]
+)
+def test_paths_that_cannot_be_are_named(chtconv: Run, out: str, message: str, tmp_path: Path) -> None:
+    code, _, error = chtconv("train", *TINY, "--out", str(tmp_path / out))
+    assert code == 2
+    assert re.fullmatch(f"chtconv: error: .*{message}", error.splitlines()[-1])
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_output_that_nobody_wants_stops_nothing(tmp_path: Path, closed: str) -> None:
+    words = shlex.join([sys.executable, "-m", "chtconv", "train", *TINY, "--epochs", "1", "--out", "run"])
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.run(f"{words} {closed}", shell=True, cwd=tmp_path, env=environment, check=False).returncode == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_names_that_the_terminal_cannot_show_are_shown_otherwise(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "chtconv", "train", *TINY, "--epochs", "1", "--out", "läuft"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert rb"l\xe4uft" in done.stdout
 
 
 def test_who_stops_reading_gets_no_traceback(tmp_path: Path) -> None:

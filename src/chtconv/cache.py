@@ -7,8 +7,8 @@ nothing to do without.
 
 import contextlib
 import hashlib
+import itertools
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from chtconv.files import PARTIAL, write_atomically
 
 # Part of every key: to be raised when the meaning of a constant changes.
 _VERSION = 2
@@ -64,20 +66,12 @@ def _read(path: Path, key: str) -> Tensor | None:
 
 
 def _write(path: Path, key: str, constant: Tensor) -> None:
-    """Writes the whole file under another name first, so that others see all of it or nothing."""
     stored = constant.cpu().contiguous()
     content = safetensors.torch.save({"constant": stored}, {"key": key, "digest": _digest(stored)})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-            _prune(path.parent)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        write_atomically(path, content)
+        _prune(path.parent)
 
 
 def _digest(constant: Tensor) -> str:
@@ -87,7 +81,8 @@ def _digest(constant: Tensor) -> str:
 def _prune(folder: Path) -> None:
     """Deletes the files that were not written for the longest time, beyond half a gigabyte."""
     with contextlib.suppress(OSError):
-        files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        written = itertools.chain(folder.glob("*.safetensors"), folder.glob(f".*{PARTIAL}"))
+        files = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
         total = 0
         for path in files:
             total += path.stat().st_size

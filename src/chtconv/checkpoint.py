@@ -58,9 +58,9 @@ def save_sparse(
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     given = masks.masks if isinstance(masks, Topology) else masks
-    # The topology of a compiled or distributed model has its prefixes, the model in it has not.
-    short = canonical_names(given)
-    by_name = {name if name in state else short[name]: mask for name, mask in given.items()}
+    # A model that is compiled or distributed has prefixes before its names, which masks need not have, or have alone.
+    short, full = canonical_names(given), {short: name for name, short in canonical_names(state).items()}
+    by_name = {name if name in state else full.get(short[name], name): mask for name, mask in given.items()}
     unknown = sorted(by_name.keys() - state.keys())
     if unknown:
         raise ConfigurationError(

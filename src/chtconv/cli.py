@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import io
 import os
 import sys
 import warnings
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The exit code is 0, 2 for anything that was refused or failed, 130 after Ctrl-C, 141 where nobody reads on what is
     printed, as in ``| head``; ``compare`` and ``table1`` have more, see :mod:`chtconv.comparison.command`.
     """
+    _make_printable()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     options, unknown_words = parser.parse_known_args(words)
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except (ConfigurationError, TrainingDiverged, StorageError) as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("chtconv: interrupted", file=sys.stderr)
         return 130
@@ -61,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
             return _fail("the memory does not suffice: a smaller network, batch or --shape needs less")
         raise
+
+
+def _make_printable() -> None:
+    """Printing may not fail: not for a name that the terminal cannot show, and not where a stream is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Parser(argparse.ArgumentParser):

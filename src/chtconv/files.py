@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,21 +25,33 @@ class StorageError(OSError):
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, which is replaced at once or, if anything goes wrong, not at all.
 
+    A link stays one, and what it leads to is replaced; the permissions stay those of the file that was there.
+
     Raises:
         StorageError: naming the file and the cause (a full disk, a missing permission).
     """
-    partial = path.with_name(f".{path.name}{PARTIAL}")
+    target = Path(os.path.realpath(path))
+    # A name of its own: two processes that write the same file write each a whole one.
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, partial)
+        os.replace(partial, target)
     except OSError as error:
-        cause = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise StorageError(f"cannot write {path}: {cause}") from error
+        raise StorageError(f"cannot write {path}: {_cause(error)}") from error
     finally:
         # Left by any exception between the two calls, a signal's included.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left of files of this name in a folder, to which nobody writes now."""
+    for partial in folder.glob(f".{name}.{'[0-9a-f]' * 8}{PARTIAL}"):
         with contextlib.suppress(OSError):
             partial.unlink()
 
@@ -79,8 +93,11 @@ def holding(path: Path, *, patient: bool = False) -> Iterator[None]:
         return
     descriptor = _acquire(path, patient)
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        try:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {_cause(error)}") from error
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -88,12 +105,16 @@ def holding(path: Path, *, patient: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _cause(error: OSError) -> str:
+    return "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+
+
 def _acquire(path: Path, patient: bool) -> int:
     import fcntl
 
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise StorageError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
         try:

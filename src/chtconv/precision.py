@@ -51,4 +51,7 @@ def _changed(kinds: Sequence[Any], name: str, value: object) -> Iterator[None]:
         yield
     finally:
         for kind, old in zip(kinds, before, strict=True):
-            setattr(kind, name, old)
+            if _NEW:
+                setattr(kind, name, "none")  # as wherever it follows a more general setting, and did so before
+            if getattr(kind, name) != old:
+                setattr(kind, name, old)

@@ -18,7 +18,7 @@ from chtconv.comparison.grid import grid_from
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import TERMINATED, TIME_IS_UP
 from chtconv.comparison.result import read_lines
-from chtconv.comparison.results_file import _alone, add_lines, usable_lines
+from chtconv.comparison.results_file import _alone, add_lines, check_writable, usable_lines
 from chtconv.comparison.runner import GIVEN_BACK, View
 from chtconv.comparison.study import Study
 from chtconv.files import StorageError
@@ -147,7 +147,7 @@ def test_results_that_cannot_be_written_to_are_named_before_anything_is_trained(
     (tmp_path / ".all.jsonl.lock").mkdir()
     code, _, error = compare(chtconv, done, "--results", str(tmp_path / "all.jsonl"))
     assert code == 2
-    assert f"cannot write {tmp_path / 'all.jsonl'}: " in error
+    assert f"cannot write to the folder {tmp_path}: Is a directory" in error
 
 
 # ------------------------------------------------------------------------------------------- what is there already
@@ -185,13 +185,14 @@ def test_a_folder_is_taken_up_again_without_its_table_of_contents(
         assert f"{table} is damaged or describes no comparison: " in error
         assert "without it, it is written anew" in error
         table.unlink()
-    (done / ".comparison.json.partial").write_text("{")
+    (done / ".comparison.json.0123abcd.partial").write_text("{")
     assert compare(chtconv, done, "--only", "nothing")[0] == 2
     (done / "another").mkdir()
     assert "another, which is no run of this one" in compare(chtconv, done, "--only", "SET")[2]
     (done / "another").rmdir()
     assert compare(chtconv, done)[0] == 0
     assert json.loads(table.read_text()) == whole
+    assert not list(done.glob(".*"))
 
 
 def test_without_its_table_of_contents_a_folder_holds_runs_of_this_grid_only(chtconv: Run, done: Path) -> None:
@@ -212,7 +213,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(chtconv: Run, done: Path) -
     (done / ".lock").mkdir()
     code, _, error = compare(chtconv, done)
     assert code == 2
-    assert f"cannot write to the folder {done}: " in error
+    assert f"cannot write to the folder {done}: Is a directory" in error
 
 
 # -------------------------------------------------------------------------------------------------- shared files
@@ -258,8 +259,34 @@ def test_many_that_add_lines_lose_none(tmp_path: Path) -> None:
 
 
 def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot write .*all\.jsonl: "):
+    with pytest.raises(StorageError, match=r"cannot write to the folder .*nowhere: No such file or directory"):
         add_lines(tmp_path / "nowhere" / "all.jsonl", [summary(0)])
+
+
+def test_results_that_may_not_be_written_are_named_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "all.jsonl"
+    results.touch()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(StorageError, match=r"cannot write .*all\.jsonl: Permission denied"):
+        check_writable(results)
+
+
+def test_results_behind_links_are_one_file_whose_permissions_stay(tmp_path: Path) -> None:
+    real = tmp_path / "real.jsonl"
+    real.touch()
+    real.chmod(0o640)
+    links = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    for link in links:
+        link.symlink_to(real)
+    (tmp_path / ".real.jsonl.0123abcd.partial").touch()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: add_lines(links[seed % 2], [summary(seed)]), range(16)))
+    assert sorted(line["seed"] for line in read_lines(real)) == list(range(16))
+    assert [link.readlink() for link in links] == [real, real]
+    assert real.stat().st_mode & 0o777 == 0o640
+    until(lambda: {path.name for path in tmp_path.iterdir()} == {"real.jsonl", "one.jsonl", "other.jsonl"}, seconds=1)
 
 
 # ------------------------------------------------------------------------------------- lines as soon as runs are done

@@ -53,6 +53,18 @@ def test_classes_that_are_called_like_a_split_are_refused(tmp_path, picture, cla
         read_source(str(tmp_path))
 
 
+@pytest.mark.parametrize("deeper", ["cat/indoor/x.png", "cat/images/x.png", "cat/a/b/x.png"])
+def test_images_below_the_folder_of_their_class_are_refused(tmp_path, picture, deeper):
+    """The library would make a class of the folder that they are in, or drop all labels."""
+    for split in ("train", "test"):
+        write_images(tmp_path / split, ("cat", "dog"), picture)
+    path = tmp_path / "train" / deeper
+    path.parent.mkdir(parents=True)
+    path.write_bytes(picture(1, size=6))
+    with pytest.raises(ConfigurationError, match=rf"{deeper}.* classes of 'train'; accepted is FOLDER/train/CLASS/"):
+        read_source(str(tmp_path))
+
+
 def test_relative_folder_without_a_slash(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert len(load_dataset(folder.name).train) == 6
@@ -200,10 +212,11 @@ def test_folder_of_something_else(tmp_path):
         load_dataset(str(tmp_path))
 
 
-def test_folder_with_a_bracket_in_its_path(folder):
-    shutil.copytree(folder, folder / "a[1]")
-    with pytest.raises(ConfigurationError, match=r"without '\[' in its path"):
-        load_dataset(str(folder / "a[1]"))
+@pytest.mark.parametrize("name", ["a[1]", "a?b", "a*"])
+def test_folder_whose_path_is_a_pattern(folder, name):
+    shutil.copytree(folder, folder / name)
+    with pytest.raises(ConfigurationError, match=r"without '[\[?*]' in its path"):
+        load_dataset(str(folder / name))
 
 
 @pytest.mark.parametrize(

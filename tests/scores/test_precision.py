@@ -44,6 +44,27 @@ def test_autocast_changes_no_score(predictor, graph, shape, dtype, exact):
     assert torch.equal(found, expected)
 
 
+@NEW
+@pytest.mark.parametrize("value", ["tf32", "bf16"])
+def test_a_setting_that_follows_a_more_general_one_goes_on_doing_so(value):
+    general, own = torch.backends.mkldnn, torch.backends.mkldnn.matmul
+    before = general.fp32_precision, own.fp32_precision
+    try:
+        own.fp32_precision = "none"
+        general.fp32_precision = value
+        with full_precision(torch.device("cpu")):
+            assert own.fp32_precision == "ieee"
+        assert own.fp32_precision == value
+        general.fp32_precision = "ieee"
+        assert own.fp32_precision == "ieee"
+        own.fp32_precision = value
+        with full_precision(torch.device("cpu")):
+            assert own.fp32_precision == "ieee"
+        assert (own.fp32_precision, general.fp32_precision) == (value, "ieee")
+    finally:
+        general.fp32_precision, own.fp32_precision = before
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_an_evolution_under_autocast_is_the_same(graph):
     def run(enabled):

@@ -5,9 +5,12 @@ import importlib
 import json
 import os
 import pickle
+import secrets
 import shutil
 import subprocess
 import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 
 from chtconv.errors import ConfigurationError
 from chtconv.files import LOCK, StorageError, locked, write_atomically
-from chtconv.training import Config, TrainingDiverged, train
+from chtconv.training import Config, TrainingDiverged, loop, train
 from chtconv.training.progress import Progress
 from chtconv.training.run_folder import RunFolder, default_out
 
@@ -91,6 +94,67 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_has_something_to_keep(sto
     assert not [path for path in stopped.iterdir() if path.is_dir()]
 
 
+def test_a_run_that_a_killed_process_was_replacing_is_never_mixed_with_another(
+    stopped: Path, whole: Path, tiny: Config
+) -> None:
+    """The folder of a run with a checkpoint, which was to replace a whole one."""
+    shutil.copytree(whole, stopped / ".replaced")
+    checkpoint = (stopped / "checkpoint.pt").read_bytes()
+    with pytest.raises(TrainingDiverged):
+        train(tiny.replace(lr=1e30, epochs=1), stopped, overwrite=True)
+    assert names(stopped) == {"config.json", "checkpoint.pt", "metrics.jsonl", "evolution.jsonl"}
+    assert (stopped / "checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_a_killed_process_that_had_nothing_to_keep_yet_gives_the_run_back(
+    stopped: Path, whole: Path, tiny: Config
+) -> None:
+    for path in stopped.iterdir():
+        path.unlink()
+    shutil.copytree(whole, stopped / ".replaced")
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        train(tiny, stopped)
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+
+
+def test_what_a_killed_process_was_writing_goes(stopped: Path, whole: Path, tiny: Config) -> None:
+    (stopped / ".checkpoint.pt.0123abcd.partial").write_bytes(b"a part")
+    (stopped / ".mine.partial").write_bytes(b"of somebody else")
+    train(tiny, stopped, resume=True)
+    assert names(stopped) - names(whole) == {".mine.partial"}
+
+
+def test_a_run_that_another_process_completes_meanwhile_is_whole(
+    stopped: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = loop.prepare
+
+    def slow(config: Config) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "prepare", prepare)
+            train(tiny, stopped, resume=True)
+        return prepare(config)
+
+    monkeypatch.setattr(loop, "prepare", slow)
+    assert train(tiny, stopped, resume=True)["epochs"] == 3
+    assert RunFolder(stopped).epochs() == 3
+
+
+def test_results_in_a_folder_that_is_read_only_can_be_read(
+    whole: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "checkpoint.pt").touch()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert train(tiny, run, resume=True)["epochs"] == 3
+
+
 def test_overwrite_spares_files_that_no_run_wrote(tiny: Config, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Bert"]}')
     (tmp_path / "model.safetensors").write_bytes(b"precious")
@@ -131,19 +195,22 @@ def test_stopped_within_the_first_epoch_takes_back_what_it_made_and_no_more(
 class _FillDisk(Progress):
     """After the first epoch, what is written next to ``path`` lands on a device without space."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = path
+        monkeypatch.setattr(secrets, "token_hex", lambda _: "token")
 
     def epoch(self, *_: Any) -> None:
-        self._path.symlink_to("/dev/full")
+        self._path.with_name(f".{self._path.name}.token.partial").symlink_to("/dev/full")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.jsonl"])
-def test_a_full_disk_keeps_the_last_checkpoint(tiny: Config, whole: Path, tmp_path: Path, name: str) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(
+    tiny: Config, whole: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     with pytest.raises(StorageError, match=f"cannot write .*{name}: the disk is full"):
-        train(tiny, run, progress=_FillDisk(run / f".{name}.partial"))
+        train(tiny, run, progress=_FillDisk(run / name, monkeypatch))
     assert names(run) == {"config.json", "checkpoint.pt", "metrics.jsonl", "evolution.jsonl"}
     kept = torch.load(run / "checkpoint.pt", weights_only=True)["epoch"]
     assert kept == {"checkpoint.pt": 1, "metrics.jsonl": 2}[name]
@@ -176,6 +243,19 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+def test_writers_of_one_file_each_write_a_whole_one(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 2_000_000 for number in range(4)]
+
+    def write(content: bytes) -> None:
+        for _ in range(5):
+            write_atomically(tmp_path / "file", content)
+            assert (tmp_path / "file").read_bytes() in contents
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(write, contents))
+    assert names(tmp_path) == {"file"}
+
+
 class _Code:
     def __reduce__(self) -> Any:
         return (exec, ("raise SystemExit('code from a checkpoint was run')",))
@@ -193,8 +273,24 @@ def _pickled(path: Path) -> None:
     path.write_bytes(pickle.dumps(_Code()))
 
 
+def _one_bit(path: Path) -> None:
+    """Of the largest tensor, which torch reads as if nothing were wrong."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        largest = max(file.infolist(), key=lambda each: each.file_size)
+    content[largest.header_offset + 1000] ^= 64
+    path.write_bytes(content)
+
+
+def _bytes_of_its_structure(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"torch", b"touch"))
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("spoil", [_truncated, _hostile, _pickled, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "spoil",
+    [_truncated, _hostile, _pickled, _one_bit, _bytes_of_its_structure, lambda path: path.write_bytes(b"")],
+)
 def test_a_spoilt_checkpoint_is_refused_and_runs_no_code(stopped: Path, tiny: Config, spoil: Any) -> None:
     spoil(stopped / "checkpoint.pt")
     with pytest.raises(ConfigurationError, match=r"checkpoint\.pt is damaged or no checkpoint; without"):
@@ -278,6 +374,7 @@ def test_config_json_gives_back_the_configuration(stopped: Path, tiny: Config) -
     ("module", "call", "message"),
     [
         ("os", "open", "cannot write to the folder .*: Permission denied"),
+        ("os", "truncate", "cannot write .*lock: Permission denied"),
         ("fcntl", "flock", "cannot lock .*: Permission denied; accepted is a folder on a file system with locks"),
     ],
 )

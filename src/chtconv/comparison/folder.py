@@ -21,7 +21,7 @@ from chtconv.comparison.grid import AXES, Grid
 from chtconv.comparison.result import PLACEMENT, run_key, same_run
 from chtconv.comparison.rows import checked_line
 from chtconv.errors import ConfigurationError
-from chtconv.files import LOCK, PARTIAL, StorageError, locked, write_json
+from chtconv.files import LOCK, PARTIAL, StorageError, locked, remove_partial, write_json
 from chtconv.training import Config
 from chtconv.training.run_folder import CONFIG, EVOLUTION, METRICS, SUMMARY, RunFolder
 
@@ -171,10 +171,8 @@ class ComparisonFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageError(f"cannot make the folder {self.path}: {error.strerror}") from error
-            try:
-                stack.enter_context(locked(self.path))
-            except OSError as error:
-                raise StorageError(f"cannot write to the folder {self.path}: {error.strerror}") from error
+            stack.enter_context(locked(self.path))
+            remove_partial(self.path)
             self.check(grid)
             cells = grid.cells()
             known = self.stored().get("cells", {})

@@ -1,7 +1,9 @@
 """A results file that several comparisons may add lines to at the same time, and in which lines may be damaged."""
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from chtconv.comparison.result import parsed, placed_lines, run_key
 from chtconv.comparison.rows import check_line
 from chtconv.errors import ConfigurationError
-from chtconv.files import LOCK, StorageError, holding, write_atomically
+from chtconv.files import LOCK, StorageError, holding, remove_partial, write_atomically
 
 
 def usable_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -63,15 +65,14 @@ def check_writable(path: Path) -> None:
         StorageError: if they cannot.
     """
     with _alone(path):
-        pass
+        if path.exists() and not os.access(path, os.W_OK):
+            raise StorageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Keep others waiting who would replace the file as well: what they read would lack what is written here."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(holding(path.with_name(f".{path.name}{LOCK}"), patient=True))
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    target = Path(os.path.realpath(path))
+    with holding(target.with_name(f".{target.name}{LOCK}"), patient=True):
+        remove_partial(target.parent, target.name)
         yield

@@ -57,8 +57,11 @@ def _read_folder(folder: Path, name: str) -> tuple[Records, Records]:
     A stream needs no conversion to Arrow in the user's cache, which would double the data on the disk, need a
     writable home, and could be stale; the builder's lock file goes to a temporary folder for the same reason.
     """
-    if "[" in str(folder):  # the library takes it for a pattern and finds nothing
-        raise ConfigurationError(f"data set {name!r}: give a folder without '[' in its path, which is {folder}")
+    for letter in "[*?":  # the library takes it for a pattern, and finds nothing or what is beside
+        if letter in str(folder):
+            raise ConfigurationError(
+                f"data set {name!r}: give a folder without {letter!r} in its path, which is {folder}"
+            )
     import datasets
 
     parquet: list[str] = []
@@ -67,7 +70,10 @@ def _read_folder(folder: Path, name: str) -> tuple[Records, Records]:
             if not any(folder.iterdir()):
                 raise ConfigurationError(f"data set {name!r}: the folder is empty")
             builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
-            used = _files(builder.config.data_files or {}, name)
+            listed = builder.config.data_files or {}
+            used = _files(listed, name)
+            if builder.name == "imagefolder" and not any("metadata." in os.path.basename(file) for file in used):
+                _check_depth(listed, builder.EXTENSIONS, name)
             parquet = [file for file in used if file.endswith(".parquet")]
             splits = builder.as_streaming_dataset()
             _check_class_names(parquet, cache)
@@ -120,6 +126,20 @@ def _files(splits: Mapping[str, Sequence[str]], name: str) -> list[str]:
                 "by the words in its path; accepted are classes and files that are not called like a split"
             )
     return list(found)
+
+
+def _check_depth(splits: Mapping[str, Sequence[str]], endings: Sequence[str], name: str) -> None:
+    """Refuse images that lie deeper than others: the library takes the folder that they are in for their class."""
+    for split, listed in splits.items():
+        first: dict[Path, str] = {}
+        for file in (str(file) for file in listed if str(file).lower().endswith(tuple(endings))):
+            first.setdefault(Path(file).parent.parent, file)
+        if len(first) > 1:
+            one, other, *_ = first.values()
+            raise ConfigurationError(
+                f"data set {name!r}: the folders of {one} and of {other} would both be classes of {str(split)!r}; "
+                f"accepted is FOLDER/{split}/CLASS/*.png, nothing deeper"
+            )
 
 
 def _check_class_names(parquet: Sequence[str], cache: str) -> None:

@@ -10,11 +10,10 @@ from chtconv.training.loop import train
 from chtconv.training.next_commands import next_command, resume_command
 from chtconv.training.options import add_settings, given
 from chtconv.training.progress import Bar, Lines
-from chtconv.training.recipes import RECIPES, recipe
+from chtconv.training.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from chtconv.training.report import report
 from chtconv.training.run_folder import RunFolder, default_out
 
-DEFAULT_RECIPE: Final = "quick"
 OPTIONS: Final = (*SETTINGS, "recipe", "out", "resume", "overwrite")
 
 
@@ -57,7 +56,7 @@ def train_command(options: argparse.Namespace, words: list[str]) -> int:
     try:
         summary = train(config, out, resume=options.resume, overwrite=options.overwrite, progress=progress)
     except KeyboardInterrupt:
-        if folder.has_checkpoint():
+        if folder.has_checkpoint() and folder.stored_config() == config:
             message = f"the last whole epoch is kept. To go on:\n  {resume_command(words)}"
         else:
             message = "not one epoch was complete, so nothing was kept"

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, an evaluation and a checkpoint after each."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -58,12 +59,15 @@ def train(
     folder, progress = RunFolder(out), progress or Progress()
     folder.check(config, resume=resume, overwrite=overwrite)
     if resume and folder.is_complete():
-        folder.remove(CHECKPOINT)
+        with contextlib.suppress(OSError):  # a folder of results may be read-only
+            folder.remove(CHECKPOINT)
         return folder.stored_summary()
     machine = config.machine
     with reproducible(resolve(machine.device), machine.threads, machine.precision):
         run = prepare(config)
         with folder.opened(config, resume=resume, overwrite=overwrite):
+            if resume and folder.is_complete():  # by another process, while this one prepared
+                return folder.stored_summary()
             if resume and folder.has_checkpoint():
                 _restore(run, folder)
             try:

@@ -3,7 +3,9 @@
 import shlex
 from collections.abc import Sequence
 
-from chtconv.training.config import Config
+from chtconv.training.config import DENSE, Config
+from chtconv.training.options import typed
+from chtconv.training.recipes import DEFAULT_RECIPE, recipe
 
 
 def resume_command(words: Sequence[str]) -> str:
@@ -12,33 +14,30 @@ def resume_command(words: Sequence[str]) -> str:
     >>> resume_command(["train", "--out", "my run", "--overwrite"])
     "chtconv train --out 'my run' --resume"
     """
-    return shlex.join(["chtconv", *_without(words), "--resume"])
+    kept = [word for word in words if word not in ("--resume", "--overwrite")]
+    return shlex.join(["chtconv", *kept, "--resume"])
 
 
 def next_command(words: Sequence[str], config: Config) -> str:
     """The command that gives the run to compare with: SET, or CHTs where SET was trained.
 
-    >>> next_command(["train", "--out", "run", "--seed", "3"], Config())
+    Args:
+        words: that were typed; of a run that was resumed, they need not say more than its folder.
+        config: of the run.
+
+    >>> next_command(["train", "--out", "run", "--resume"], Config().replace(seed=3))
     'chtconv train --seed 3 --method set --out run-set'
     """
-    other = "chts" if config.topology.method == "set" else "set"
-    out = _value(words, "--out")
+    method = config.topology.method
+    other = "chts" if method == "set" else "set"
+    name, out = _value(words, "--recipe"), _value(words, "--out")
+    start = ["--recipe", name] if name else []
     folder = ["--out", f"{out.rstrip('/')}-{other}"] if out else []
-    kept = _without(words, "--out", "--method", "--initial-sparsity")
-    return shlex.join(["chtconv", *kept, "--method", other, *folder])
-
-
-def _without(words: Sequence[str], *options: str) -> list[str]:
-    """The words but --resume, --overwrite and these options with their values."""
-    kept, skip = [], False
-    for word in words:
-        if skip or word in ("--resume", "--overwrite"):
-            skip = False
-        elif word in options:
-            skip = True
-        elif word.partition("=")[0] not in options:
-            kept.append(word)
-    return kept
+    # A dense run has no sparsity that the other one could share.
+    own = {"method", "initial_sparsity"} | ({"sparsity"} if method == DENSE else set())
+    changed = config.differences(recipe(name or DEFAULT_RECIPE))
+    settings = [word for name, (value, _) in changed.items() if name not in own for word in typed(name, value)]
+    return shlex.join(["chtconv", "train", *start, *settings, "--method", other, *folder])
 
 
 def _value(words: Sequence[str], option: str) -> str | None:

@@ -43,6 +43,17 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def typed(name: str, value: object) -> list[str]:
+    """The words of a command line that give a setting its value.
+
+    >>> typed("flip", False), typed("lr", 0.1)
+    (['--no-flip'], ['--lr', '0.1'])
+    """
+    if isinstance(value, bool):
+        return [option(name if value else f"no_{name}")]
+    return [option(name), _shown(value)]
+
+
 def given(options: argparse.Namespace, names: Collection[str] = tuple(SETTINGS)) -> dict[str, Any]:
     """The values that were given, by name; of those that accept several, lists.
 

@@ -29,6 +29,7 @@ _PAPER: Final = Config().replace(
     precision="float32",
 )
 
+DEFAULT_RECIPE: Final = "quick"
 RECIPES: Final[dict[str, Config]] = {
     # The defaults: digits, which must not be mirrored, in minutes on two cores.
     "quick": Config(),

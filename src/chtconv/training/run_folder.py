@@ -15,9 +15,9 @@ import contextlib
 import io
 import json
 import os
-import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from chtconv.errors import ConfigurationError
-from chtconv.files import StorageError, locked, write_atomically, write_json, write_jsonl
+from chtconv.files import StorageError, locked, remove_partial, write_atomically, write_json, write_jsonl
 from chtconv.training.config import DENSE, Config
 
 CONFIG: Final = "config.json"
@@ -120,6 +120,8 @@ class RunFolder:
         created = self._make()
         try:
             with locked(self.path):
+                if overwrite or not self.holds_run():
+                    self._settle()  # a process that was killed while it replaced a run could not
                 self.check(config, resume=resume, overwrite=overwrite)
                 if overwrite:
                     self._move(self.path, self._aside)
@@ -127,10 +129,7 @@ class RunFolder:
                     write_json(self.path / CONFIG, config.to_dict())
                     yield
                 finally:
-                    if not self.has_checkpoint() and not self.is_complete():
-                        self.remove(*FILES)
-                        self._move(self._aside, self.path)
-                    shutil.rmtree(self._aside, ignore_errors=True)
+                    self._settle()
         finally:
             for folder in created:
                 with contextlib.suppress(OSError):
@@ -140,6 +139,14 @@ class RunFolder:
     def _aside(self) -> Path:
         """Where a run waits that is being overwritten, until the new one has something to keep."""
         return self.path / ".replaced"
+
+    def _settle(self) -> None:
+        """Keep the run that is here if there is something to keep; otherwise the one that it was to replace."""
+        if not self.has_checkpoint() and not self.is_complete():
+            self.remove(*FILES)
+            self._move(self._aside, self.path)
+        shutil.rmtree(self._aside, ignore_errors=True)
+        remove_partial(self.path)
 
     def _move(self, source: Path, target: Path) -> None:
         if source.is_dir():
@@ -169,8 +176,12 @@ class RunFolder:
         """
         path = self.path / CHECKPOINT
         try:
+            with zipfile.ZipFile(path) as file:  # torch writes checksums, and does not look at them
+                damaged = file.testzip()
+            if damaged:
+                raise ValueError(f"the checksum of {damaged} is wrong")
             state = torch.load(path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # whatever a reader may make of any bytes
             # torch's own message advises to load it in a way that runs what is in it.
             raise ConfigurationError(
                 f"{path} is damaged or no checkpoint; without {self.path} the run starts anew"
