@@ -303,6 +303,13 @@ def test_a_layer_without_any_score_samples_like_set() -> None:
     assert found.explained.both is None
 
 
+def test_exact_scores_are_those_of_any_number_of_threads() -> None:
+    mask = random_mask(6, 5, 3, 3)
+    some, exact = (score_statistics(mask, 8, padding=1, exact=exact) for exact in (False, True))
+    assert exact.zero_scores == some.zero_scores
+    assert exact.explained.occupancy == pytest.approx(some.explained.occupancy)
+
+
 def test_a_linear_layer() -> None:
     found = score_statistics(random_mask(20, 30), (), graph="layer", predictor="ch3_l3p")
     assert found.means.position.shape == ()
@@ -384,6 +391,14 @@ def test_what_a_model_refuses() -> None:
 
 
 # The report
+
+
+def test_columns_stand_below_their_headings_whatever_the_names() -> None:
+    found = {name: score_statistics(random_mask(6, 5, 3, 3), 8) for name in ("a.weight", "features.13.shortcut.weight")}
+    header, *rows = report(found).splitlines()[2:5]
+    assert [row.index("6x5x3x3") for row in rows] == [header.index("shape") - 2] * 2
+    assert {len(row) for row in rows} == {len(header)}
+    assert len(report({"features.13": found["a.weight"]}).splitlines()[2]) == 100
 
 
 def test_sentences_say_what_the_numbers_mean() -> None:

@@ -63,6 +63,14 @@ def test_a_grid_of_words(at_work: Board) -> None:
     ]
 
 
+@pytest.mark.parametrize("width", [80, 44])
+def test_brackets_in_names_are_shown_as_they_are(tmp_path: Path, width: int) -> None:
+    """By seed, and by sign where that does not fit."""
+    names = ["SET [tuned]", "SET [/x]", "SET, [a-z]*"]
+    rows = drawn(Board(grid(names, [0.9], range(10)), tmp_path), width=width)
+    assert [row.split(" 90%")[0].rstrip() for row in rows if "90%" in row] == names
+
+
 def test_time_left_is_that_of_the_epochs_left(at_work: Board, tmp_path: Path) -> None:
     # 9 epochs of the one that runs and 12 of the one that waits, of 21 seconds each, one after the other.
     assert at_work.seconds_left() == 21 * 21.0

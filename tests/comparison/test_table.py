@@ -281,6 +281,21 @@ def test_link_prediction_is_compared_with_controls_that_are_alike_and_controls_w
     ]  # fmt: skip
 
 
+def test_controls_are_alike_also_where_they_take_no_notice_or_links_move_by_themselves():
+    found = tables(
+        lines(CHTS, method="chts", windows="all")
+        + lines(SET, method="cht", prune_dead=True)
+        + lines(SET, method="cht_gradient", predictor="occupancy")
+        + lines(RIGL, method="in_bounds")
+        + lines(RIGL, method="occupancy")
+        + lines(RIGL, method="occupancy", allocation="layer")
+    )
+    assert {pair[:2] for pair in pairs_of(found[0])} == {
+        ("CHTs, all windows", "share of windows"),
+        ("CHT, prune dead", "slice occupancy, allocation layer"),
+    }
+
+
 def test_the_controls_are_the_methods_that_say_so():
     assert set(CONTROLS) == {name for name, known in METHODS.items() if known.summary.startswith("control")}
 

@@ -13,7 +13,7 @@ from scipy import stats
 from chtconv.report.facts import facts
 from chtconv.report.figures import accuracy, against, differences, evolution, scores, slices
 from chtconv.report.figures.layers import layouts
-from chtconv.report.figures.picture import MOST_LINES, Panel, Picture, draw, panels
+from chtconv.report.figures.picture import MOST_LINES, Panel, Picture, draw, panels, short
 from chtconv.report.masks import layer_links, links_of
 from chtconv.report.reading import read
 from chtconv.report.results import beside_baselines
@@ -117,6 +117,12 @@ def test_names_that_cannot_be_drawn_are_left_out_of_the_drawing(hostile: str) ->
     assert "&lt;script&gt;" in svg
     assert "\x00" not in svg
     svg.encode()
+
+
+@pytest.mark.parametrize("name", ["_mine", "mine"])
+def test_every_name_is_in_the_legend(name: str) -> None:
+    svg = draw("k", lambda axes: axes.plot([0, 1], [0, 1], label=short(name)), title="", x="x", y="y")
+    assert name in svg
 
 
 def test_a_panel_without_results_gives_no_picture() -> None:

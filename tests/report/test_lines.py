@@ -13,7 +13,7 @@ from chtconv.comparison.folder import read_rows
 from chtconv.comparison.result import result_line
 from chtconv.report.page import page
 from chtconv.report.reading import read
-from chtconv.report.results import results
+from chtconv.report.results import results, run_list
 from chtconv.report.run import Run
 
 Write = Callable[..., Path]
@@ -172,5 +172,26 @@ def test_a_file_without_results_is_refused(content: bytes, tmp_path: Path) -> No
 
 def test_two_files_of_results_are_one_too_many(tmp_path: Path, line: dict[str, Any]) -> None:
     file = write(tmp_path / "mine.jsonl", line)
-    with pytest.raises(ConfigurationError, match="is no folder: accepted is one that chtconv compare"):
+    with pytest.raises(ConfigurationError, match="is a file of results itself: --results goes with a folder only"):
         read(file, file)
+
+
+def test_a_variant_is_called_as_its_last_line_calls_it(tmp_path: Path, line: dict[str, Any]) -> None:
+    lines = [changed(line, 0.5, seed=seed) | {"variant": name} for seed, name in ((1, "SET"), (2, "SET again"))]
+    (found,) = read(write(tmp_path / "mine.jsonl", *lines))
+    assert found.variants == ["SET again"]
+    assert [len(group.done) for group in found.groups] == [2]
+
+
+def test_empty_lines_are_no_damage(tmp_path: Path, line: dict[str, Any]) -> None:
+    file = write(tmp_path / "mine.jsonl", line)
+    file.write_text("\n" + file.read_text() + "\n\n")
+    (found,) = read(file)
+    assert not found.notes
+
+
+def test_a_line_without_a_curve_has_its_epochs(tmp_path: Path, line: dict[str, Any]) -> None:
+    (found,) = read(write(tmp_path / "mine.jsonl", {key: line[key] for key in line if key != "curve"}))
+    (row,) = run_list(found).rows
+    epochs = line["config"]["epochs"]
+    assert f"{epochs} of {epochs}" in row

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chtconv.report.masks import LayerLinks, layer_links, links_of
-from chtconv.report.placement import random_deviation, random_kernels, random_slices, random_sources
+from chtconv.report.placement import random_kernels, random_slices, random_sources, random_variance
 from chtconv.report.reading import read
 
 GRID = np.array([0.0, 0.4, 1.0, 1.6, 3.0])
@@ -60,8 +60,14 @@ def test_random_degrees_are_those_of_all_placements_within_the_layer() -> None:
     np.testing.assert_allclose(random_sources(some, GRID), [(sources <= x * 4 / 3 + 1e-9).mean() for x in GRID])
     kernels = np.concatenate([layer.kernels for layer in every])
     np.testing.assert_allclose(random_kernels(some, GRID), [(kernels <= x * 2 + 1e-9).mean() for x in GRID])
-    # Over all placements, channels of a layer vary as the degree of one channel does.
-    np.testing.assert_allclose(random_deviation(some), sources.std() / sources.mean())
+
+
+@pytest.mark.parametrize("per_kernel", [[2, 2], None])
+def test_the_random_variance_of_channels_is_the_mean_over_all_placements(per_kernel: list[int] | None) -> None:
+    every = placements((2, 3, 2), per_kernel, 4)
+    some = next(layer for layer in every if layer.per_kernel == (per_kernel is not None))
+    found = np.mean([layer.sources.var() / layer.sources.mean() ** 2 for layer in every])
+    np.testing.assert_allclose(random_variance(some), found)
 
 
 def test_kernels_of_equal_number_are_all_at_their_mean() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from chtconv.comparison.cell import Cell, one_line, variant_name, words
 from chtconv.errors import ConfigurationError, unknown
-from chtconv.methods import METHODS, method
+from chtconv.methods import METHODS, Method, method
 from chtconv.methods.regrowth import REGROWTHS, usual_shares
 from chtconv.methods.schedule import USUAL_DECAY
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
@@ -181,6 +181,20 @@ def canonical(config: Config, usual: Config) -> Config:
     return config.replace(**values)
 
 
+def allocation_of(config: Mapping[str, Any]) -> str:
+    """Where links move in a run of this configuration, whether it is named or that of the method.
+
+    >>> allocation_of({"method": "cht"}), allocation_of({"method": "cht", "prune_dead": True})
+    ('kernel', 'layer')
+    """
+    topology = Config.from_dict(config).topology
+    return topology.allocation or _own_allocation(method(topology.method, **topology.changes()))
+
+
+def _own_allocation(chosen: Method) -> str:
+    return "layer" if chosen.moves_links else "kernel"
+
+
 def _unused(config: Config) -> Iterator[str]:
     """The names of values of topology and optimisation that make no difference to a run."""
     if config.optimisation.optimizer != "sgd":
@@ -203,7 +217,7 @@ def _unused(config: Config) -> Iterator[str]:
             yield "windows"
     if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
         yield from ("temperature", "explore")
-    own = "layer" if changed.moves_links else "kernel"
+    own = _own_allocation(changed)
     shares = usual_shares(changed.predictor or config.topology.predictor, config.topology.graph)
     if (
         not changed.uses_scores

@@ -89,7 +89,7 @@ def _by_seed(rows: Rows, fill: Callable[[Entry], str], heading: str, limit: int 
     for (variant, sparsity), row in rows.items():
         entries = (row.get(seed) for seed in seeds)
         cells = [Text(fill(entry), style=_STYLES[entry.state]) if entry else Text("") for entry in entries]
-        table.add_row(shortened(variant, limit), f"{100 * sparsity:g}%", *cells)
+        table.add_row(_name(variant, limit), f"{100 * sparsity:g}%", *cells)
     return table
 
 
@@ -105,8 +105,13 @@ def _by_sign(rows: Rows, limit: int = _UNLIMITED) -> Table:
         done = [entry for entry in entries if entry.state == "done"]
         accuracies = [entry.accuracy for entry in done if entry.accuracy is not None]
         mean = f"{100 * sum(accuracies) / len(accuracies):.2f}" if accuracies else ""
-        table.add_row(shortened(variant, limit), f"{100 * sparsity:g}%", signs, f"{len(done)}/{len(entries)}", mean)
+        table.add_row(_name(variant, limit), f"{100 * sparsity:g}%", signs, f"{len(done)}/{len(entries)}", mean)
     return table
+
+
+def _name(variant: str, limit: int) -> Text:
+    # Not a string, in which brackets are markup.
+    return Text(shortened(variant, limit))
 
 
 def _table() -> Table:

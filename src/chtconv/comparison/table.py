@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from chtconv.comparison.grid import allocation_of
 from chtconv.comparison.paper import TITLES
+from chtconv.comparison.result import same_run
 from chtconv.comparison.rows import SHARED, Metric, Row, natural, rows, words
 from chtconv.comparison.statistics import Paired, holm, paired
 from chtconv.methods import METHODS
@@ -13,7 +15,6 @@ from chtconv.methods import METHODS
 BASELINES: Final = ("set", "rigl", "granet")
 # What link prediction has to beat, beside what it predicts with.
 CONTROLS: Final = ("random_turnover", "shuffled", "occupancy", "input_degree", "in_bounds")
-_ALIKE: Final = ("allocation", "windows")
 _IN_TITLE: Final = ("dataset", "model", "width", "epochs", "validation")
 
 
@@ -103,10 +104,12 @@ def _baseline(row: Row, method: str, block: Sequence[Row]) -> Row | None:
 def _controls(row: Row, block: Sequence[Row]) -> Iterator[Row]:
     """The controls of a row that predicts links; none for others."""
     known = METHODS.get(row.method)
-    if known is None or not known.uses_scores or row.method in CONTROLS:
+    if known is None or not known.uses_scores or not {row.method, row.config["predictor"]}.isdisjoint(CONTROLS):
         return
+    alike = {"allocation": allocation_of(row.config), "windows": row.config["windows"]}
     for each in _near(row, block):
-        if each.method in CONTROLS and all(each.config[name] == row.config[name] for name in _ALIKE):
+        # With the row's values it is the same: it has them, or takes no notice of them.
+        if each.method in CONTROLS and same_run(each.config, {**each.config, **alike}):
             yield each
 
 

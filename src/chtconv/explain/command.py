@@ -92,7 +92,7 @@ def explain_command(options: argparse.Namespace) -> int:
     if not found:
         raise ConfigurationError("no layer has a disabled position, so there is nothing to score.")
     print(report(found))
-    for name in layers.keys() - found.keys():
+    for name in [each for each in layers if each not in found]:
         print(f"{name.removesuffix('.weight')} has no disabled position, so there is nothing to score.")
     if smoothing:
         print(

@@ -1,11 +1,12 @@
-"""The statistics of layers as a person reads them: a table of at most 100 columns, and plain sentences."""
+"""The statistics of layers as a person reads them: a table, and plain sentences."""
 
 import textwrap
 from collections.abc import Callable, Mapping
 
 from chtconv.explain.statistics import ScoreStatistics
 
-_ROW = "{:<15}{:>15}{:>10}{:>8}{:>8}{:>8}{:>8}{:>11}{:>9}{:>8}"
+_NAME = 14  # letters of the longest name with which the table has 100 columns
+_ROW = "{:<{}} {:>15}{:>10}{:>8}{:>8}{:>8}{:>8}{:>11}{:>9}{:>8}"
 _LEGEND = """\
 zero       candidates (disabled positions) of score 0
 reach      candidates beside a link of their slice that have a score, of all beside one
@@ -22,11 +23,12 @@ def report(found: Mapping[str, ScoreStatistics]) -> str:
     """The text for the statistics of layers by name, which all come from one predictor and graph."""
     some = next(iter(found.values()))
     short = {name.removesuffix(".weight"): statistics for name, statistics in found.items()}
+    width = max(_NAME, *map(len, short))
     header = _ROW.format(
-        "layer", "shape", "links", "zero", "reach", "tied", "by lot", "effective", "R² slice", "channel"
+        "layer", width, "shape", "links", "zero", "reach", "tied", "by lot", "effective", "R² slice", "channel"
     )
     lines = [f"{some.predictor} on the {some.graph} graph", "", header]
-    lines += [_row(name, statistics) for name, statistics in short.items()]
+    lines += [_row(name, width, statistics) for name, statistics in short.items()]
     told = [textwrap.fill(sentence, 100, break_on_hyphens=False) for sentence in sentences(short)]
     return "\n".join([*lines, "", _LEGEND, "", *told])
 
@@ -113,9 +115,10 @@ _VERDICTS: list[Verdict] = [
 ]
 
 
-def _row(name: str, found: ScoreStatistics) -> str:
+def _row(name: str, width: int, found: ScoreStatistics) -> str:
     return _ROW.format(
         name,
+        width,
         "x".join(map(str, found.shape)),
         f"{found.links:,}",
         f"{found.zero_scores:.1%}",

@@ -140,7 +140,7 @@ def _scored(
 ) -> tuple[Tensor, Tensor]:
     """Mask and scores on the CPU as [G, O, C, K], outputs before inputs also where transposed."""
     scores = link_scores(mask, input_size, predictor=predictor, graph=graph, **layer)
-    axes = {name: value for name, value in layer.items() if name not in ("groups", "windows")}
+    axes = {name: value for name, value in layer.items() if name not in ("groups", "windows", "exact")}
     geometry = Geometry.of(mask.shape[2:], input_size, **axes)
     groups = layer.get("groups", 1)
     return by_group(mask, groups, geometry).cpu(), by_group(scores, groups, geometry).cpu()

@@ -48,13 +48,14 @@ def random_kernels(layer: LayerLinks, at_most: Shares) -> Shares:
     return _at_most(layer, channels * layer.positions.size, at_most * layer.links / kernels)
 
 
-def random_deviation(layer: LayerLinks) -> float:
-    """Expected standard deviation of the links of input channels, as a share of their mean."""
+def random_variance(layer: LayerLinks) -> float:
+    """Expected variance of the links of input channels, as a share of their squared mean."""
     kernels, channels = layer.shape[:2]
-    whole, mean = kernels * channels * layer.positions.size, layer.links / channels
-    # Of the hypergeometric distribution; scipy's own would compute its skewness too, and divide by zero.
-    variance = mean * (1 - 1 / channels) * (whole - layer.links) / max(1, whole - 1)
-    return float(np.sqrt(variance)) / mean if mean else 0.0
+    links, parts = (layer.kernels, kernels) if layer.per_kernel else (np.array([layer.links]), 1)
+    places = kernels * channels * layer.positions.size // parts
+    # Of hypergeometric distributions; scipy's own would compute their skewness too, and divide by zero.
+    variance = np.sum(links / channels * (1 - 1 / channels) * (places - links) / max(1, places - 1))
+    return float(variance) / (layer.links / channels) ** 2 if layer.links else 0.0
 
 
 def _at_most(layer: LayerLinks, part: int, counts: Shares) -> Shares:

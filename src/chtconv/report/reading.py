@@ -32,6 +32,8 @@ def read(path: Path, results: Path | None = None) -> list[Comparison]:
     """
     if path.is_file() and not results:
         return _of_lines(path)
+    if path.is_file():
+        raise ConfigurationError(f"{path} is a file of results itself: --results goes with a folder only.")
     if not path.is_dir():
         raise ConfigurationError(
             f"{path} is no folder: accepted is one that chtconv compare, table1 or train wrote, or a file of results."
@@ -55,23 +57,29 @@ def read(path: Path, results: Path | None = None) -> list[Comparison]:
 def _of_lines(path: Path) -> list[Comparison]:
     """The comparisons of the lines of results in a file; of two lines of one run the later one counts."""
     rows, lost = read_rows(path)
-    runs: dict[tuple[Any, ...], Run] = {}
+    lines: dict[tuple[Any, ...], Row] = {}
+    variants: dict[tuple[Any, ...], str] = {}  # as the last line of one calls it, whatever its seed
     odd = 0
     for row in rows:
         try:
-            runs[run_key(row["config"])] = _alone(path, row)
+            key, variant = run_key(row["config"]), variant_of(row)
+            variants[_setting(row)] = variant
+            lines[key] = row
         except (ConfigurationError, LookupError, TypeError, ValueError):
             odd += 1
-    if not runs:
+    if not lines:
         raise ConfigurationError(f"{path} holds no results: accepted are lines that chtconv compare or table1 wrote.")
     strange = f"{odd} lines of {path.name} are none of results" if odd else ""
-    first, *others = comparisons_of(list(runs.values()))
+    first, *others = comparisons_of([_alone(path, line, variants[_setting(line)]) for line in lines.values()])
     return [replace(first, notes=[*first.notes, *filter(None, (lost, strange))]), *others]
 
 
-def _alone(path: Path, line: Row) -> Run:
+def _setting(line: Row) -> tuple[Any, ...]:
+    return run_key({**line["config"], "seed": 0})
+
+
+def _alone(path: Path, line: Row, variant: str) -> Run:
     """The run of a line in a file of results, called as its folder would be."""
-    variant = variant_of(line)
     name = Cell(variant, Config.from_dict(identity(line["config"]))).name
     return run_of_line(line, name, path / name, variant)
 

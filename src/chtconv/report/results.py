@@ -108,7 +108,12 @@ def _row(run: Run, measure: str) -> tuple[str, ...]:
         STATES[run.state] + (f": {run.reason}" if run.reason else ""),
         "" if run.sparsity is None else percent(run.sparsity),
         "" if run.seed is None else str(run.seed),
-        f"{len(run.metrics)} of {run.config.get('epochs', '?')}",
+        f"{_epochs(run)} of {run.config.get('epochs', '?')}",
         "" if accuracy is None else f"{100 * accuracy:.2f}",
         "" if seconds is None else f"{seconds / 60:.1f}",
     )
+
+
+def _epochs(run: Run) -> object:
+    # An older line of results has no curve.
+    return len(run.metrics) or (run.summary.get("epochs", 0) if run.from_line else 0)

@@ -71,7 +71,7 @@ def read_rows(path: Path, numbers: Collection[str] = ()) -> tuple[list[Row], str
         numbers: names that stand for a number in every row that has them.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
         return [], ""
     except (OSError, ValueError) as error:

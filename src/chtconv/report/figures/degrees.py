@@ -1,5 +1,6 @@
 """Degrees of channels: how many links leave an input channel and enter a kernel, beside random placement."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from chtconv.report.figures.layers import Layers, Runs, by_name, grey_line, layer_lines, layouts
 from chtconv.report.figures.picture import Panel, Picture, draw, listed, short
 from chtconv.report.masks import LayerLinks
-from chtconv.report.placement import random_deviation, random_kernels, random_sources
+from chtconv.report.placement import random_kernels, random_sources, random_variance
 from chtconv.report.series import Values
 
 _GRID: Final = np.linspace(0, 3, 121)  # multiples of the mean degree; a step that includes 1 exactly
@@ -76,8 +77,8 @@ def _expected(
 
 def spread_by_layer(panel: Panel, links: Mapping[str, Runs]) -> Picture:
     """How much the links of input channels differ, by layer."""
-    values = {variant: by_name(runs, _deviation) for variant, runs in links.items()}
-    chance = {label: by_name([layers], random_deviation) for label, layers in layouts(links).items()}
+    values = {variant: _roots(by_name(runs, _variance)) for variant, runs in links.items()}
+    chance = {label: _roots(by_name([layers], random_variance)) for label, layers in layouts(links).items()}
     means = {label: 100 * float(np.mean(list(found.values()))) for label, found in (values | chance).items()}
 
     def paint(axes: Axes) -> None:
@@ -99,5 +100,10 @@ def spread_by_layer(panel: Panel, links: Mapping[str, Runs]) -> Picture:
     )
 
 
-def _deviation(layer: LayerLinks) -> float:
-    return float(layer.sources.std() / layer.sources.mean()) if layer.links else 0.0
+def _variance(layer: LayerLinks) -> float:
+    return float(layer.sources.var() / layer.sources.mean() ** 2) if layer.links else 0.0
+
+
+def _roots(variances: Mapping[str, float]) -> dict[str, float]:
+    """Of means over runs: the mean of the roots would be smaller than what is expected of a random placement."""
+    return {name: math.sqrt(variance) for name, variance in variances.items()}

@@ -176,7 +176,8 @@ def short(label: str, most: int = 46) -> str:
     ('CHTs, lay…perature 4', 'layer graph')
     """
     label = " ".join("".join(each if each.isprintable() else " " for each in label).split())
-    return shortened(label, most)
+    # A label that begins with an underscore is in no legend.
+    return shortened(f"\u200b{label}" if label.startswith("_") else label, most)
 
 
 def listed(values: Mapping[str, float], unit: str = "", digits: int = 2) -> str:
