@@ -234,6 +234,46 @@ def test_copies_are_plain_models_that_train_densely_and_leave_the_original_alone
     assert topology.evolutions == 2
 
 
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_copies_keep_the_hooks_of_others_and_nothing_of_ours(duplicate, backend):
+    model, optimizer, topology = start()
+    chtconv.accelerate(model, topology, backend=backend)
+    for module in (model[0], model[3]):
+        module.register_forward_pre_hook(double_by_keyword, with_kwargs=True)
+    train(model, optimizer, 1)
+    assert b"chtconv" not in pickle.dumps(model)
+    other, images = duplicate(model), torch.randn(2, 3, 8, 8)
+    assert len(hooks_and_attributes(other, torch.optim.SGD(other.parameters()))) == 2
+    assert torch.allclose(other.eval()(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(duplicate(other)(images), other(images))
+
+
+def double_by_keyword(module, args, kwargs):
+    return tuple(2 * each for each in args), kwargs
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, copy.copy])
+def test_a_copy_of_a_layer_that_was_changed_is_what_it_was_changed_to(take):
+    model, *_ = start()
+    layer = take(model[0])
+    layer.weight = nn.Parameter(torch.ones_like(layer.weight))
+    assert (copy.deepcopy(layer).weight == 1).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tools_that_take_modules_apart_find_plain_ones_in_a_copy():
+    model, optimizer, _ = start()
+    train(model, optimizer, 1)
+    images = torch.randn(2, 3, 8, 8)
+    other = copy.deepcopy(model.eval())
+    expected, groups = other(images), [["0", "1", "2"], ["3", "4"]]
+    assert torch.allclose(torch.jit.script(other)(images), expected, atol=1e-6)
+    assert torch.allclose(torch.ao.quantization.fuse_modules(other, groups)(images), expected, atol=1e-5)
+    # This one copies by itself.
+    assert torch.allclose(torch.ao.quantization.fuse_modules(model, groups)(images), expected, atol=1e-5)
+
+
 def test_the_dense_gradient_of_a_step():
     """By hand: two micro-batches, a mask, and a factor that only what was masked has seen."""
     mask, first, second = torch.tensor([True, True, False]), torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 20, 30])

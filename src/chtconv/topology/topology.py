@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from chtconv.enforcement.averages import Averages
 from chtconv.enforcement.distributed import Ranks, agree, average_gradients, verify
-from chtconv.enforcement.hooks import WeakHook
+from chtconv.enforcement.hooks import PlainState, WeakHook
 from chtconv.enforcement.loading import check_fits, check_mask, check_uncut, count_set
 from chtconv.enforcement.optimizer_state import reset_off_mask
 from chtconv.enforcement.sharding import is_sharded, local_state
@@ -356,13 +356,14 @@ class Topology:
             after_load = WeakHook(self._after_load)
             setattr(module, MARK, after_load)
             layer.hooked = layer.weight
-            layer.handles += [
-                layer.weight.register_post_accumulate_grad_hook(WeakHook(layer.accumulated)),
+            of_module = [
                 module.register_load_state_dict_post_hook(after_load),  # type: ignore[no-untyped-call]
+                *input_size.observe(module),
             ]
+            PlainState.put(module, of_module)
+            layer.handles += [*of_module, layer.weight.register_post_accumulate_grad_hook(WeakHook(layer.accumulated))]
             if layer.settings.method.needs_dense_gradients:
                 layer.handles.append(layer.weight.register_hook(WeakHook(layer.before_accumulation)))
-            layer.handles += input_size.observe(module)
 
     def _enforce_layers(self, layers: Sequence[SparseLayer]) -> None:
         for layer in layers:
@@ -454,6 +455,7 @@ class Topology:
             layer.handles.clear()
             layer.capture(False)
             layer.module.__dict__.pop(MARK, None)
+            PlainState.remove(layer.module)
             input_size.forget(layer.module)
         # A callback of an evolution may detach.
         self._stepping.end(keep=self._evolving)
