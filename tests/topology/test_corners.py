@@ -4,6 +4,7 @@ import pytest
 import torch
 from support import small_network, sparse, train
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import chtconv
 from chtconv.errors import ConfigurationError
@@ -108,6 +109,43 @@ def test_a_layer_may_take_its_input_as_it_likes():
     model[0](x=torch.randn(1, 3, 8, 9))
     model[1]([torch.randn(1, 3, 8, 8)])
     assert [layer.input_size for layer in topology._layers] == [(8, 9), None]
+
+
+def test_a_layer_that_was_replaced_is_named_when_links_evolve():
+    model, optimizer, topology = sparse(method="set", interval=2)
+    model[3] = nn.Conv2d(8, 8, 3, stride=2, groups=2)
+    optimizer.add_param_group({"params": model[3].parameters()})
+    masks = topology.masks
+    with pytest.raises(ConfigurationError, match=r"layer 3\.weight: the model does not have it any more.*detach\(\)"):
+        train(model, optimizer, 2)
+    assert all(torch.equal(mask, topology.masks[name]) for name, mask in masks.items())
+    topology.detach()
+    again = chtconv.sparsify(model, optimizer, method="set", interval=2)
+    train(model, optimizer, 2)
+    assert again.evolutions == 1
+
+
+def test_layers_evolve_where_the_module_that_held_them_is_gone():
+    layers = list(small_network())
+    optimizer = torch.optim.SGD([weight for layer in layers for weight in layer.parameters()], lr=0.1)
+    topology = chtconv.sparsify(nn.ModuleList(layers), optimizer, method="set", interval=1)
+    train(nn.Sequential(*layers), optimizer, 1)
+    assert topology.evolutions == 1
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [parametrizations.weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.1)],
+    ids=["weight_norm", "prune"],
+)
+def test_a_weight_that_is_computed_from_others_since_is_named(compute):
+    model, optimizer, topology = sparse(method="set", interval=2)
+    compute(model[3])
+    for use in (lambda: train(model, optimizer, 1), topology.state_dict, topology.evolve):
+        with pytest.raises(ConfigurationError, match=r"layer 3\.weight: its weight is computed .*Call detach\(\)"):
+            use()
+    topology.detach()
+    train(model, optimizer, 1)
 
 
 def test_weights_that_were_replaced_are_named():

@@ -123,9 +123,17 @@ class SparseLayer:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The weight: an ordinary dense parameter that is zero off the mask."""
-        weight = self.module._parameters["weight"]
-        assert weight is not None
+        """The weight: an ordinary dense parameter that is zero off the mask.
+
+        Raises:
+            ConfigurationError: it is computed from others since it was made sparse.
+        """
+        weight = self.module._parameters.get("weight")
+        if weight is None:
+            raise ConfigurationError(
+                f"layer {self.name}: its weight is computed from other parameters since sparsify (a parametrisation, "
+                "weight norm or pruning); accepted are plain weights. Call detach() on the topology first."
+            )
         # While a sharded module computes, its parameter is not the one that its optimizer has.
         if self._sharded is not None and not is_sharded(weight):
             return self._sharded
@@ -194,7 +202,7 @@ class SparseLayer:
     def capture(self, on: bool) -> None:
         """Whether dense gradients are kept from now on; what was kept so far is dropped."""
         self.capturing, self.settled, self.captured = on, False, None
-        gradient = self.weight.grad if self.one_of_several else None
+        gradient = self.weight.grad if on and self.one_of_several else None
         self._of_before = None if gradient is None else weakref.ref(gradient)
 
     @property

@@ -222,11 +222,10 @@ class Topology:
             raise ConfigurationError(
                 "the topology was detached; accepted is one that is in force: call sparsify again."
             )
-        modules = {id(module) for module in model.modules()}
-        foreign = [layer.name for layer in self._layers if id(layer.module) not in modules]
-        if foreign:
+        missing = self._missing(model)
+        if missing:
             raise ConfigurationError(
-                f"model={type(model).__name__}(...) does not have layer {foreign[0]} of the topology; accepted is the "
+                f"model={type(model).__name__}(...) does not have layer {missing} of the topology; accepted is the "
                 "model that sparsify was given. A copy of it has no topology."
             )
         if self.acceleration is not None:
@@ -292,6 +291,13 @@ class Topology:
 
     def _check_ready(self, layers: list[SparseLayer]) -> None:
         """All that an evolution needs is there, before anything is changed."""
+        model = self._model()
+        missing = None if model is None else self._missing(model)
+        if missing:
+            raise ConfigurationError(
+                f"layer {missing}: the model does not have it any more, and what was put in its place has no mask; "
+                "call detach() on the topology, then sparsify again with an optimizer of all layers."
+            )
         for layer in layers:
             method = layer.settings.method
             if method.uses_scores:
@@ -302,6 +308,11 @@ class Topology:
                     "were kept; before an evolution by hand call topology.capture_gradients(), then run the backward "
                     "pass."
                 )
+
+    def _missing(self, model: nn.Module) -> str | None:
+        """The first of the layers that a model does not have; None where it has all of them."""
+        modules = set(model.modules())
+        return next((layer.name for layer in self._layers if layer.module not in modules), None)
 
     def _generator_of(self, layer: SparseLayer) -> torch.Generator:
         return generator(self._seed, "evolution", self.evolutions, layer.seed_name, device=layer.weight.device)
