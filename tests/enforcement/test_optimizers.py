@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 from support import sparse
-from torch import nn
+from torch import distributed, nn
 
 import chtconv
 from chtconv.errors import ConfigurationError
@@ -169,9 +169,76 @@ def test_sparse_adam_and_eps_of_zero_are_refused_with_the_reason():
         (torch.optim.SparseAdam(model.parameters()), "SparseAdam: it takes sparse gradients only"),
         (torch.optim.RMSprop(model.parameters(), eps=0.0), "RMSprop: eps=0 divides zero by zero"),
         (torch.optim.Adafactor(model.parameters(), eps=(0.0, 1e-3)), "Adafactor: eps=0 divides zero by zero"),
+        (Hookless(torch.optim.SGD(model.parameters(), lr=0.1)), "Hookless: it takes no hooks around its steps"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             chtconv.sparsify(model, optimizer)
+
+
+class Hookless(torch.optim.Optimizer):
+    """As torch's PostLocalSGDOptimizer is made."""
+
+    def __init__(self, optim):
+        self.optim, self.param_groups = optim, optim.param_groups
+
+
+@pytest.fixture
+def _one_rank():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without")
+@pytest.mark.usefixtures("_one_rank")
+def test_new_links_find_fresh_state_where_ranks_share_it_out():
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = network("SGD")
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adagrad, lr=0.1)
+    topology = chtconv.sparsify(model, optimizer, sparsity=0.6, method="set", interval=2)
+    for step in range(5):
+        optimizer.step(closure_of(model, optimizer, step))
+        assert not optimizer.optim.state[model[0].weight]["sum"][~topology.masks["0.weight"]].any()
+    assert topology.evolutions == 2
+
+
+class Sharpness(torch.optim.Optimizer):
+    """SAM (Foret et al., 2021): steps with the gradient of a point uphill, by the optimizer in it."""
+
+    def __init__(self, base):
+        super().__init__(base.param_groups, {})
+        self.base_optimizer, self.param_groups = base, base.param_groups
+
+    def weights(self):
+        return [weight for group in self.param_groups for weight in group["params"]]
+
+    @torch.no_grad()
+    def first_step(self):
+        for weight in self.weights():
+            self.state[weight]["old"] = weight.detach().clone()
+            weight.add_(0.05 * weight.grad.sign())
+
+    @torch.no_grad()
+    def second_step(self):
+        for weight in self.weights():
+            weight.copy_(self.state[weight]["old"])
+        self.base_optimizer.step()
+
+
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_an_optimizer_that_looks_elsewhere_first_is_followed_within(method):
+    model = network("SGD")
+    optimizer = Sharpness(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    topology = chtconv.sparsify(model, optimizer, sparsity=0.6, method=method, interval=2)
+    for step in range(5):
+        for move in (optimizer.first_step, optimizer.second_step):
+            closure_of(model, optimizer, step)()
+            move()
+        mask, weight = topology.masks["0.weight"], model[0].weight
+        assert not weight[~mask].any()
+        assert not optimizer.base_optimizer.state[weight]["momentum_buffer"][~mask].any()
+    assert (topology.step_count, topology.evolutions) == (5, 2)
 
 
 class Noisy(torch.optim.SGD):

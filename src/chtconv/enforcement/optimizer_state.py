@@ -32,6 +32,11 @@ def check_supported(optimizer: Optimizer) -> None:
             f"optimizer {kind}: it takes sparse gradients only, and those of convolutions and linear layers are dense; "
             "accepted is torch.optim.Adam, for example."
         )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise ConfigurationError(
+            f"optimizer {kind}: it takes no hooks around its steps, which __init__ of torch.optim.Optimizer makes room "
+            "for and which masks need; accepted are optimizers that call it."
+        )
     for group in optimizer.param_groups:
         eps = group.get("eps")
         # Adafactor has two; the first may be None, which is above 0.
@@ -92,7 +97,10 @@ def _slices(optimizer: torch.optim.LBFGS, parameter: Tensor) -> Iterator[Tensor]
 
 def per_weight_state(optimizer: Optimizer, parameter: Tensor) -> Iterator[tuple[str, Tensor, float]]:
     """The state tensors with an entry for each weight: name, tensor and the value that a fresh optimizer gives it."""
-    for name, state in optimizer.state.get(parameter, {}).items():
+    inner = getattr(optimizer, "optim", None)
+    # A ZeroRedundancyOptimizer keeps nothing itself: the one in it has the state that this rank is to keep.
+    by_parameter = inner.state if isinstance(inner, Optimizer) else optimizer.state
+    for name, state in by_parameter.get(parameter, {}).items():
         if isinstance(state, Tensor) and state.shape == parameter.shape and state.is_floating_point():
             yield name, state, _fresh_value(name, optimizer, parameter)
 

@@ -155,9 +155,10 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer within the wrappers of frameworks (Lightning, Fabric, Accelerate), whose hooks it runs."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
+    """The optimizer that steps within wrappers: those of frameworks (Lightning, Fabric, Accelerate), SAM, Lookahead."""
+    for name in ("optimizer", "base_optimizer"):
+        if isinstance(inner := getattr(optimizer, name, None), Optimizer):
+            return _unwrapped(inner)
     return optimizer
 
 
