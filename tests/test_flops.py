@@ -12,6 +12,7 @@ from torch.nn.modules import module as module_hooks
 import chtconv
 from chtconv.errors import ConfigurationError
 from chtconv.flops import Flops, LayerFlops, count_flops, layer_flops, training_flops
+from chtconv.sparse_compute.library import library
 
 CONVOLUTIONS = {False: (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 CONVOLUTIONS[True] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -341,6 +342,29 @@ def test_densities_that_cannot_be(densities, message):
         count_flops(small_network(), torch.zeros(1, 3, 5, 5), densities=densities)
     with pytest.raises(ConfigurationError, match=message):
         training_flops({"0.weight": 1, "0.bias": 1}, 1, densities)
+
+
+def test_parameters_that_share_a_buffer_are_told_apart():
+    model, images = small_network(), torch.zeros(2, 3, 5, 5)
+    densities = {"0.weight": 0.1, "3.weight": 0.5}
+    expected = count_flops(model, images, densities=densities)
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector, model.parameters())
+    assert len({parameter.untyped_storage().data_ptr() for parameter in model.parameters()}) == 1
+    assert count_flops(model, images, densities=densities) == expected
+    with torch.autocast("cpu"):
+        assert count_flops(model, images, densities=densities) == expected
+
+
+@pytest.mark.skipif(library() is None, reason="there are no compiled kernels")
+def test_compiled_models_whose_links_nothing_counts_are_refused():
+    model, images = small_network(), torch.zeros(2, 3, 5, 5)
+    chtconv.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), sparsity=0.8, method="static")
+    compiled = chtconv.compile_sparse(model.eval(), backend="sparse")
+    with pytest.raises(ConfigurationError, match=r"a SparseConvolution of a compiled model.*compile_sparse was given"):
+        count_flops(nn.Sequential(compiled), images)
+    dense = chtconv.compile_sparse(model, backend="dense")
+    assert count_flops(dense, images).dense == count_flops(model, images).dense
 
 
 def test_lazy_layers_and_impossible_numbers_of_steps():

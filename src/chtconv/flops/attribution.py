@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,23 +25,22 @@ MORE_FORMULAS: dict[Any, Formula] = {
 class Attribution:
     """Whose each counted operation is: the parameter's that it multiplies with, else the innermost module's.
 
-    Parameters are recognised by their memory, so that transposed, sliced and, under autocast, converted ones are.
+    Parameters are recognised by their memory, so that transposed, sliced and, under autocast, converted ones are; also
+    where several lie in one buffer.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self.flops: dict[str, int] = {}
         self._modules = {module: name for name, module in model.named_modules()}
         self._running = [""]
-        # The storages are kept alive, lest others get their address.
-        self._owners: dict[int, tuple[torch.UntypedStorage, str, int]] = {}
+        self._owners: dict[int, list[_Piece]] = {}
         for name, parameter in parameters.items():
-            storage = parameter.untyped_storage()
-            self._owners.setdefault(_address(parameter), (storage, name, parameter.ndim))
+            self._owners.setdefault(_address(parameter), []).append(_Piece.of(parameter, name, parameter.ndim))
 
     def owner(self, *tensors: Tensor) -> str:
         """The parameter with most axes among these, hence no bias; the innermost module that runs if there is none."""
-        found = [self._owners[each] for each in map(_address, tensors) if each in self._owners]
-        return max(found, key=lambda each: each[2])[1] if found else self._running[-1]
+        found = [piece for each in tensors if (piece := self._piece(each)) is not None]
+        return max(found, key=lambda each: each.axes).name if found else self._running[-1]
 
     def formulas(self) -> dict[Any, Formula]:
         """Torch's formulas, each of which tells this object what it has counted."""
@@ -75,9 +74,36 @@ class Attribution:
         return counted
 
     def _copied(self, source: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-        if (address := _address(source)) in self._owners:
-            self._owners[_address(out_val)] = (out_val.untyped_storage(), *self._owners[address][1:])
+        if (piece := self._piece(source)) is not None:
+            self._owners[_address(out_val)] = [_Piece.of(out_val, piece.name, piece.axes)]
         return 0
+
+    def _piece(self, tensor: Tensor) -> "_Piece | None":
+        """Of the parameters, or their copies, the first in whose memory a tensor begins."""
+        place = _place(tensor)
+        return next((each for each in self._owners.get(_address(tensor), ()) if place in each.places), None)
+
+
+class _Piece(NamedTuple):
+    """The bytes of a storage that belong to a parameter."""
+
+    # Kept alive, lest another gets its address.
+    storage: torch.UntypedStorage
+    places: range
+    name: str
+    axes: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, name: str, axes: int) -> "_Piece":
+        start, last = _place(tensor), sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        # At least one byte, lest a parameter without entries has no owner.
+        end = start + max(1, (last + 1) * tensor.element_size())
+        return cls(tensor.untyped_storage(), range(start, end), name, axes)
+
+
+def _place(tensor: Tensor) -> int:
+    """The first byte within the storage."""
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _address(tensor: Tensor) -> int:

@@ -30,6 +30,9 @@ from chtconv.layers.geometry import Geometry
 from chtconv.layers.matrix import CONVOLUTIONS, TRANSPOSED
 from chtconv.randomness import unwrapped
 
+# Of compiled models: the layers that hold links instead of a weight.
+_UNCOUNTED = ("SparseConvolution", "SparseLinear")
+
 
 @dataclass(frozen=True)
 class LayerFlops:
@@ -96,7 +99,8 @@ def count_flops(model: nn.Module, *inputs: Any, densities: Mapping[str, float] |
         kwargs: keyword arguments of the call.
 
     Raises:
-        ConfigurationError: a density outside [0, 1] or of no parameter of the model, or a lazy layer.
+        ConfigurationError: a density outside [0, 1] or of no parameter of the model, a lazy layer, or sparse layers of
+            a model that :func:`chtconv.compile_sparse` made, which hold links and no parameters.
 
     Example:
         >>> import torch
@@ -111,6 +115,7 @@ def count_flops(model: nn.Module, *inputs: Any, densities: Mapping[str, float] |
     for name, parameter in parameters.items():
         if is_lazy(parameter):
             raise ConfigurationError(f"layer {name} has no size yet; call the model once before its FLOPs are counted.")
+    _check_dense(model)
     attribution = Attribution(model, parameters)
     share = {attribution.owner(parameters[name]): d for name, d in _checked(densities or {}, parameters).items()}
     with left_as_it_was(model), attribution.following(), FlopCounterMode(
@@ -197,6 +202,17 @@ def layer_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
     )
     output_shape = [shape[0], module.out_channels, *geometry.output_size]
     return conv_flop_count(shape, list(module.weight.shape), output_shape, transposed)
+
+
+def _check_dense(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        kind = type(module)
+        # By name: that package lies above this one.
+        if kind.__module__.startswith("chtconv.sparse_compute.") and kind.__name__ in _UNCOUNTED:
+            raise ConfigurationError(
+                f"layer {name}: it is a {kind.__name__} of a compiled model, whose products nothing counts; accepted "
+                "is the model that compile_sparse was given, with the densities of its layers."
+            )
 
 
 def _check_shape(module: nn.Module, shape: list[int], fits: bool, accepted: str) -> None:
