@@ -384,6 +384,20 @@ def test_weights_of_functional_calls_are_dense():
     assert_agree(expected, torch.func.functional_call(model, weights, batch()))
 
 
+@pytest.mark.parametrize("compiler", [lambda call: call, lambda call: torch.compile(call, backend="aot_eager")])
+@pytest.mark.filterwarnings("ignore")
+def test_aliases_of_the_weights_in_functional_calls_have_dense_gradients(compiler):
+    (dense, *_), (sparse, _, topology) = pair()
+    found = []
+    for model in (dense, sparse):
+        weights = {name: weight.detach().requires_grad_() for name, weight in model.named_parameters()}
+        call = compiler(lambda weights, model=model: torch.func.functional_call(model, weights, batch()))
+        gradients = torch.autograd.grad(call(weights).square().sum(), [*weights.values()])
+        found.append(dict(zip(weights, gradients, strict=True)))
+    assert_agree(*found)
+    assert all(found[1][name][~mask].any() for name, mask in topology.masks.items())
+
+
 # ---- Transforms ------------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,8 @@ class SparseForward(nn.Conv2d):
             not getattr(self, IN_GRAPHS, False)
             or _is_exporting()
             or torch._C._are_functorch_transforms_active()
+            # Of a functional call: it may share the memory of the parameter, which is all that a graph tells.
+            or not isinstance(self.weight, nn.Parameter)
             or input.dim() != 4
             or [left, left, top, top] != list(padding)
             or not (input.dtype == self.weight.dtype or torch.is_autocast_enabled("cpu"))
