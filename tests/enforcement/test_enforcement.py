@@ -129,6 +129,19 @@ def test_a_fresh_optimizer_or_one_of_another_kind_may_go_on_from_the_weights():
     assert_nothing_off_the_mask(topology, model, optimizer)
 
 
+def test_a_new_optimizer_goes_on_with_the_topology_of_the_old_one():
+    model, optimizer, topology = start("sgd")
+    train(model, optimizer, 5)
+    topology.detach()
+    optimizer, before = OPTIMIZERS["adam"](model.parameters()), topology
+    topology = chtconv.sparsify(
+        model, optimizer, sparsity=0.7, method="set", interval=2, seed=4, state=before.state_dict()
+    )
+    assert all(torch.equal(mask, before.masks[name]) for name, mask in topology.masks.items())
+    train(model, optimizer, 5, after=lambda: assert_nothing_off_the_mask(topology, model, optimizer))
+    assert (topology.step_count, topology.evolutions, before.evolutions) == (10, 5, 2)
+
+
 def test_optimizer_state_of_a_dense_run_is_cut_at_once_when_training_goes_on():
     dense = small_network()
     dense_optimizer = torch.optim.Adam(dense.parameters(), amsgrad=True)

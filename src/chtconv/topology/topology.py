@@ -53,6 +53,9 @@ class Acceleration(Protocol):
 class Topology:
     """The evolving topology of a model; made by :func:`chtconv.sparsify`.
 
+    A copy of it, by ``copy``, ``deepcopy`` or pickle, is None: what ``torch.save`` and checkpoints are to hold is
+    :meth:`state_dict`.
+
     Attributes:
         step_count: optimizer steps since the start.
         evolutions: evolutions since the start.
@@ -185,8 +188,8 @@ class Topology:
         return self._averages.add(copy)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        # Its hooks belong to one model and optimizer. A copy is None, so that a model that holds its topology, as
-        # modules of Lightning do, can be copied and pickled; the copy is plain.
+        # Its hooks belong to one model and optimizer. None, so that a model that holds its topology, as modules of
+        # Lightning do, can be copied and pickled; the copy is plain.
         return type(None), ()
 
     def step(self) -> None:
