@@ -382,6 +382,29 @@ def test_the_model_is_left_as_it_is():
     identical(copy.deepcopy(compiled)(images), first)
 
 
+TRANSFORMS = {
+    "traced": lambda model, x: torch.jit.trace(model, x)(x),
+    "exported": lambda model, x: torch.export.export(model, (x,)).module()(x),
+    "mapped": lambda model, x: torch.func.vmap(model)(x[:, None])[:, 0],
+    "differentiated": lambda model, x: torch.func.jvp(model, (x,), (x,))[0],
+}
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+@pytest.mark.parametrize("how", TRANSFORMS)
+@pytest.mark.filterwarnings("ignore")
+def test_transforms_are_for_models_without_sparse_convolutions(how, batch):
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    images = torch.randn(batch, 3, 8, 8)
+    dense = compile_sparse(model, backend="dense")
+    same(TRANSFORMS[how](dense, images), dense(images))
+    if library() is not None:
+        with pytest.raises(
+            ConfigurationError, match=r"^layer 0: a sparse convolution that is traced, .*the model itself"
+        ):
+            TRANSFORMS[how](compile_sparse(model, backend="sparse"), images)
+
+
 def test_a_topology_says_which_layers_are_sparse():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
     topology = chtconv.sparsify(

@@ -187,14 +187,17 @@ def _obstacle(module: nn.Conv2d, input: Tensor, weight: Tensor) -> str:
         return f"its weight is {weight.dtype}, its input {input.dtype}"
     if input.dim() != 4 or not input.numel() or input.shape[1] != module.in_channels or module.padding_mode != "zeros":
         return f"its input is of shape {tuple(input.shape)}"
-    if (
+    return "the call is traced, transformed or observed" if observed() else ""
+
+
+def observed() -> bool:
+    """Whether more is wanted of calls now than their results: they are traced, transformed or observed by a mode."""
+    return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
-    ):
-        return "the call is traced, transformed or observed"
-    return ""
+    )
 
 
 def _density(layer: SparseLayer) -> int:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from chtconv.errors import ConfigurationError
 from chtconv.sparse_compute.blocked import Blocked, to_dense
+from chtconv.sparse_compute.computation import observed
 from chtconv.sparse_compute.convolution import sparse_outputs
 from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.links import Links
@@ -153,6 +154,11 @@ class SparseConvolution(Operation):
 
     def forward(self, values: list[Any]) -> Any:
         """The outputs: blocked for batches of 8 and more."""
+        if observed():
+            raise ConfigurationError(
+                f"layer {self.name}: a sparse convolution that is traced, exported, transformed or observed by a mode; "
+                'accepted are the model itself, and one that is compiled with backend="dense".'
+            )
         x = self.first(values)
         batched = x.dim() != 3
         if batched and not len(x):
