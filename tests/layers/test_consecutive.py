@@ -146,6 +146,13 @@ def test_forward_of_ones_own(forward, expected):
     assert found(Forward(forward)) == expected
 
 
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+def test_wrappers_of_parts_are_looked_through(wrap):
+    part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), wrap(part), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    assert found(model) == chain_of(layers_of(model))
+
+
 def test_residual_blocks_are_linked_inside_only():
     model = ZOO["resnet_basic"].build()
     assert found(model) == [(f"layers.{at}.conv1", f"layers.{at}.conv2", 1) for at in ("0.0", "1.0", "1.1")]

@@ -382,6 +382,19 @@ def test_the_model_is_left_as_it_is():
     identical(copy.deepcopy(compiled)(images), first)
 
 
+def test_weights_that_are_computed_in_another_way_in_training_mode():
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    nn.utils.parametrizations.spectral_norm(model[0])
+    images = torch.randn(2, 3, 8, 8)
+    state = copy.deepcopy(model.train().state_dict())
+    compiled = compile_sparse(model)
+    assert model.training
+    assert model[0].parametrizations.weight[0].training
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    with torch.no_grad():
+        same(compiled(images), model.eval()(images))
+
+
 TRANSFORMS = {
     "traced": lambda model, x: torch.jit.trace(model, x)(x),
     "exported": lambda model, x: torch.export.export(model, (x,)).module()(x),
@@ -403,6 +416,38 @@ def test_transforms_are_for_models_without_sparse_convolutions(how, batch):
             ConfigurationError, match=r"^layer 0: a sparse convolution that is traced, .*the model itself"
         ):
             TRANSFORMS[how](compile_sparse(model, backend="sparse"), images)
+
+
+class Wrapper(nn.Module):
+    """A model whose part is called ``module``, as in a wrapper."""
+
+    def __init__(self, module: nn.Module, stem: nn.Module) -> None:
+        super().__init__()
+        self.module, self.stem = module, stem
+
+    def forward(self, x):
+        return self.module(self.stem(x))
+
+
+WRAPPERS = {
+    "module": (lambda module: Wrapper(module, nn.Identity()), "module."),
+    "module beside others": (lambda module: Wrapper(module, nn.Conv2d(3, 3, 3)), "module."),
+    "compiled": (lambda module: nn.Sequential(torch.compile(module, backend="eager")), "0._orig_mod."),
+    "compiled whole": (lambda module: torch.compile(module, backend="eager"), ""),
+    "parallel": (lambda module: nn.Sequential(nn.DataParallel(module)), "0.module."),
+}
+
+
+@pytest.mark.parametrize("case", WRAPPERS)
+def test_layers_in_wrappers(case):
+    wrap, prefix = WRAPPERS[case]
+    model = wrap(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)))
+    topology = chtconv.sparsify(model, torch.optim.SGD(model.parameters()), sparsity=0.9, method="set")
+    kernels = "dense" if library() is None else "sparse"
+    for each in (None, topology):
+        backends = check(model.eval(), (torch.randn(8, 3, 9, 9),), topology=each, backend="sparse").backends
+        assert backends.keys() >= {f"{prefix}0", f"{prefix}3"}
+        assert set(backends.values()) == {kernels}
 
 
 def test_a_topology_says_which_layers_are_sparse():

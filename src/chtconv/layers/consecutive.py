@@ -13,6 +13,7 @@ from torch.nn import functional
 from chtconv.errors import ConfigurationError
 from chtconv.layers.chains import Link
 from chtconv.layers.matrix import LAYERS, Layer
+from chtconv.layers.tracing import Tracer, unchanged, unwrapped_model
 
 
 def consecutive_layers(model: nn.Module, names: Collection[str]) -> list[Link]:
@@ -38,7 +39,7 @@ def consecutive_layers(model: nn.Module, names: Collection[str]) -> list[Link]:
         >>> consecutive_layers(model, ["0", "3"])
         [Link(producer='0', consumer='3', spread=9)]
     """
-    model, prefix = _unwrapped(model)
+    model, prefix = unwrapped_model(model)
     modules = dict(model.named_modules())
     layers: dict[str, Layer] = {}
     for name in names:
@@ -202,10 +203,8 @@ def _is_metadata(node: fx.Node) -> bool:
     )
 
 
-class _Tracer(fx.Tracer):
-    """Traces down to the modules of torch and the named layers, past hooks, without a value of any buffer."""
-
-    proxy_buffer_attributes = True
+class _Tracer(Tracer):
+    """Traces down to the modules of torch and the named layers."""
 
     def __init__(self, layers: Collection[str]) -> None:
         super().__init__()
@@ -215,9 +214,6 @@ class _Tracer(fx.Tracer):
         own = type(m).forward.__module__.startswith("torch.nn.") and not isinstance(m, nn.Sequential)
         return own or module_qualified_name in self.layers
 
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_module(m, m.forward, args, kwargs)
-
 
 def _traced(model: nn.Module, layers: Collection[str]) -> fx.Graph:
     """The graph of a model.
@@ -225,12 +221,11 @@ def _traced(model: nn.Module, layers: Collection[str]) -> fx.Graph:
     Raises:
         ConfigurationError: naming the model and why it cannot be traced.
     """
-    attributes = [(module, module.__dict__.copy()) for module in model.modules()]
     try:
         parameters = inspect.signature(type(model).forward).parameters.values()
         optional = {each.name: each.default for each in parameters if each.default is not each.empty}
         # A forward may draw while it is traced, as for stochastic depth: to look at a model changes no training.
-        with torch.random.fork_rng(devices=[]):
+        with unchanged(model), torch.random.fork_rng(devices=[]):
             return _Tracer(layers).trace(model, concrete_args=optional)
     except Exception as error:
         reason = str(error).partition(". ")[0]
@@ -239,17 +234,3 @@ def _traced(model: nn.Module, layers: Collection[str]) -> fx.Graph:
             f"unknown ({reason}). Accepted are models whose forward does not branch or loop on values or sizes of "
             "tensors (a check of these can stand in a function with @torch.fx.wrap); for others, leave prune_dead off."
         ) from error
-    finally:
-        for module, before in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(before)
-
-
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """A model without wrappers, and what these put before the names of its modules."""
-    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    for attribute, wraps in (("_orig_mod", hasattr(model, "_orig_mod")), ("module", parallel)):
-        if wraps:
-            inner, prefix = _unwrapped(getattr(model, attribute))
-            return inner, f"{attribute}.{prefix}"
-    return model, ""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from chtconv.enforcement.bits import bits_of, is_zero_off_mask
 from chtconv.errors import ConfigurationError, unknown
+from chtconv.layers.tracing import unwrapped_model
 from chtconv.randomness import canonical_names
 from chtconv.sparse_compute import compiled_file
 from chtconv.sparse_compute.blocked import Blocked, to_blocked, to_dense
@@ -126,7 +127,8 @@ def compile_sparse(
     Batch norm is folded into the convolution before it, ReLU is applied in the same pass, dropout is dropped, and
     convolutions that are sparse hold their nonzero weights only. All is as in eval mode; the model itself stays as it
     is, and shares nothing with the compiled one. Hooks are not called, optional arguments of ``forward`` are at their
-    defaults, and functions whose result is not used, such as checks of sizes, are left out.
+    defaults, and functions whose result is not used, such as checks of sizes, are left out. Wrappers for compilation
+    and data parallelism are looked through.
 
     Args:
         model: in float32 or float64; ``torch.fx`` must be able to trace it.
@@ -184,11 +186,11 @@ def load_compiled(path: str | Path) -> SparseModel:
 
 
 def _layers(model: nn.Module, topology: Topology) -> set[str]:
-    """Names of the modules with a mask."""
+    """Names of the modules with a mask, as :func:`.lowering.lowered` calls them."""
     short = canonical_names(dict(model.named_parameters()))
     parameters = {short[name]: each for name, each in model.named_parameters()}
     masks = topology.masks
-    layers = set()
+    sparse = set()
     for full, alone in canonical_names(masks).items():
         name, mask = short.get(full, alone), masks[full]
         parameter = parameters.get(name)
@@ -196,8 +198,9 @@ def _layers(model: nn.Module, topology: Topology) -> set[str]:
             raise ConfigurationError(f"{full}: a mask of the topology, and no such weight; accepted is its own model.")
         if not is_zero_off_mask(parameter.detach(), bits_of(mask, parameter.detach())):
             raise ConfigurationError(f"{full}: there are weights off the mask that are not 0.")
-        layers.add(name.rpartition(".")[0])
-    return layers
+        sparse.add(id(parameter))
+    modules = unwrapped_model(model)[0].named_modules()
+    return {name for name, module in modules if id(module._parameters.get("weight")) in sparse}
 
 
 def _zeros(step: Step) -> float:

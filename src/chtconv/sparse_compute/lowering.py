@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from chtconv.errors import ConfigurationError
-from chtconv.layers.consecutive import _unwrapped
+from chtconv.layers.tracing import Tracer, unchanged, unwrapped_model
 from chtconv.sparse_compute.layers import SparseForward
 from chtconv.sparse_compute.program import (
     CONVOLUTIONS,
@@ -91,14 +91,16 @@ def lowered(model: nn.Module) -> tuple[list[Step], Any]:
         ConfigurationError: a model that cannot be traced, with the reason, or one that changes a tensor in place in a
             way that cannot be followed.
     """
-    model, _ = _unwrapped(model)
-    lowering = _Lowering(model, _traced(model))
+    model, _ = unwrapped_model(model)
     output: Any = None
-    for node in lowering.nodes:
-        if node.op == "output":
-            output = lowering.value(node.args[0])
-        else:
-            lowering.add(node)
+    # Weights are read in eval mode too: in training mode, to read one may change it, as with spectral norm.
+    with unchanged(model):
+        lowering = _Lowering(model, _traced(model.eval()))
+        for node in lowering.nodes:
+            if node.op == "output":
+                output = lowering.value(node.args[0])
+            else:
+                lowering.add(node)
     inputs = [step for step in lowering.steps if step.op == INPUT]
     return [*inputs, *(step for step in lowering.steps if step.op != INPUT)], output
 
@@ -284,10 +286,8 @@ def _callable(node: fx.Node) -> Callable[..., Any]:
     return call if node.op == "call_method" or not callable(node.target) else node.target
 
 
-class _Tracer(fx.Tracer):
-    """Traces down to the modules of torch, past hooks, without a value of any buffer."""
-
-    proxy_buffer_attributes = True
+class _Tracer(Tracer):
+    """Traces down to the modules of torch."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # An accelerated convolution is one.
@@ -298,21 +298,19 @@ class _Tracer(fx.Tracer):
         own = all(each is None or each.__module__.startswith("torch.nn.") for each in methods)
         return own and not isinstance(m, nn.Sequential)
 
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_module(m, m.forward, args, kwargs)
-
 
 def _traced(model: nn.Module) -> _Traced:
-    """The graph of a model in eval mode, after which the model is as it was."""
-    attributes = [(module, module.__dict__.copy()) for module in model.modules()]
+    """The graph of a model, after which the model is as it was."""
     try:
         parameters = inspect.signature(type(model).forward).parameters.values()
         optional = {each.name: each.default for each in parameters if each.default is not each.empty}
         several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         required = {each.name for each in parameters if each.kind not in several} - optional.keys()
-        graph = _Tracer().trace(model.eval(), concrete_args=optional)
-        names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-        return _Traced(graph, frozenset(required), {name: operator.attrgetter(name)(model) for name in names})
+        with unchanged(model):
+            graph = _Tracer().trace(model, concrete_args=optional)
+            names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+            constants = {name: operator.attrgetter(name)(model) for name in names}
+        return _Traced(graph, frozenset(required), constants)
     except Exception as error:
         reason = str(error).partition(". ")[0]
         raise ConfigurationError(
@@ -320,7 +318,3 @@ def _traced(model: nn.Module) -> _Traced:
             "whose forward does not branch or loop on values or sizes of tensors (a check of these can stand in a "
             "function with @torch.fx.wrap); of others, compile a part that is a module of its own."
         ) from error
-    finally:
-        for module, before in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(before)
