@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -380,6 +381,16 @@ def test_the_model_is_left_as_it_is():
     assert not torch.equal(model.state_dict()["features.0.weight"], state["features.0.weight"])
     identical(compiled(images), first)
     identical(copy.deepcopy(compiled)(images), first)
+
+
+@pytest.mark.parametrize("case", OPAQUE)
+def test_compiled_models_are_pickled(case):
+    forward, _ = OPAQUE[case]
+    model = Forward(lambda m, x: functional.max_pool2d(m.norm(m.b(m.a(x))) + m.a(x), 2))
+    images = torch.randn(2, 3, 6, 6)
+    for each in (model, Forward(forward)):
+        compiled = compile_sparse(trained(each), backend="sparse")
+        identical(pickle.loads(pickle.dumps(compiled))(images), compiled(images))
 
 
 def test_weights_that_are_computed_in_another_way_in_training_mode():

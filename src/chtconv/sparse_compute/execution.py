@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ class Operation(nn.Module):
     def __init__(self, step: Step, args: dict[str, Any]) -> None:
         super().__init__()
         self.op, self.name = step.op, step.name
-        self.function = step.function if step.op == OPAQUE else function_of(step.op)
+        self._function = step.function
         self._results = {key: each.number for key, each in args.items() if isinstance(each, Result)}
         self._settings: dict[str, Any] = {}
         self._nested: dict[str, Any] = {}
@@ -79,6 +80,11 @@ class Operation(nn.Module):
         self._called_with = {key: each for key, each in self._settings.items() if key not in ("backend", "rectify")}
         self._called_with |= {key: each for key, each in self._nested.items() if not _has_results(each)}
         self._changing = {key: each for key, each in self._nested.items() if _has_results(each)}
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What it calls. That of a word is not held: many of torch cannot be pickled."""
+        return self._function or function_of(self.op)
 
     @property
     def args(self) -> dict[str, Any]:
@@ -105,7 +111,6 @@ class Operation(nn.Module):
             given[key] = values[number]
         for key, each in self._changing.items():
             given[key] = mapped(each, lambda leaf: values[leaf.number] if isinstance(leaf, Result) else leaf)
-        assert self.function is not None
         if self.op == OPAQUE:
             args, kwargs = mapped((given["args"], given["kwargs"]), _ordinary)
             return self.function(*args, **kwargs)

@@ -5,7 +5,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -277,13 +277,17 @@ def _root(step: Step) -> Step:
 
 def _callable(node: fx.Node) -> Callable[..., Any]:
     """What a node calls, as a function."""
-    name = str(node.target)
+    return _Method(str(node.target)) if node.op == "call_method" else cast(Callable[..., Any], node.target)
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, name)(*args, **kwargs)
 
-    call.__name__ = name
-    return call if node.op == "call_method" or not callable(node.target) else node.target
+class _Method:
+    """A method of whatever comes first, which can be pickled."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, self.__name__)(*args, **kwargs)
 
 
 class _Tracer(Tracer):
