@@ -202,6 +202,8 @@ SAVED = {
         + functional.leaky_relu(m.a(x), 0.2)
         + functional.hardtanh(m.a(x), -0.5, 0.5)
         + m.a(x).softmax(1)
+        + functional.softmax(m.a(x), 1)
+        + functional.log_softmax(m.a(x), dim=-1)
         + m.a(x).clamp(min=0)
         + functional.elu_(m.a(x))
     ),
@@ -273,6 +275,14 @@ LAYERS = {
     "numbers around": lambda: nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(4, 6, 3)),
     "transposed": lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1),
 }
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["Zero", "Constant", "Reflection", "Replication", "Circular"])
+def test_padding_of_all_kinds(tmp_path, kind, axes):
+    padding = getattr(nn, f"{kind}Pad{axes}d")
+    model = nn.Sequential(padding(1, 0.5) if kind == "Constant" else padding((2, 1, *[1, 0] * (axes - 1))))
+    check(model.eval(), (torch.randn(2, 3, *[5] * axes),), path=tmp_path / "file")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -34,6 +34,15 @@ _SAME: Final = (
     *("ReLU", "ReLU6", "SELU", "Sigmoid", "Tanh", "SiLU", "Mish", "ELU", "CELU", "GELU", "Hardtanh", "Hardswish"),
     *("Hardsigmoid", "Softsign", "LogSigmoid", "Tanhshrink", "Softplus", "Softmax", "PReLU", "Flatten", "Linear"),
 )
+_MODE_OF_PADDING: Final[dict[type[nn.Module], str]] = {
+    getattr(nn, f"{kind}Pad{n}d"): mode
+    for kind, mode in (
+        *(("Zero", "constant"), ("Constant", "constant")),
+        *(("Reflection", "reflect"), ("Replication", "replicate"), ("Circular", "circular")),
+    )
+    for n in (1, 2, 3)
+    if hasattr(nn, f"{kind}Pad{n}d")
+}
 _OTHERS: Final = {
     **{f"MaxPool{n}d": f"max_pool{n}d" for n in (1, 2, 3)},
     **{f"AvgPool{n}d": f"avg_pool{n}d" for n in (1, 2, 3)},
@@ -42,7 +51,6 @@ _OTHERS: Final = {
     **{f"BatchNorm{n}d": "batch_norm" for n in (1, 2, 3)},
     **{f"Conv{n}d": f"conv{n}d" for n in (1, 2, 3)},
     **{f"ConvTranspose{n}d": f"conv_transpose{n}d" for n in (1, 2, 3)},
-    **{f"{kind}Pad{n}d": "pad" for kind in ("Zero", "Constant") for n in (1, 2, 3) if hasattr(nn, f"{kind}Pad{n}d")},
     "SyncBatchNorm": "batch_norm",
     "LeakyReLU": "leaky_relu",
     "LogSoftmax": "log_softmax",
@@ -53,7 +61,7 @@ _OTHERS: Final = {
 }
 _WORD_OF_MODULE: Final[dict[type[nn.Module], str]] = {
     getattr(nn, name): word for name, word in ({name: name.lower() for name in _SAME} | _OTHERS).items()
-}
+} | dict.fromkeys(_MODE_OF_PADDING, "pad")
 # Of modules and functions, with any other value of which they are no word of the vocabulary.
 _USUAL: Final = {
     "return_indices": False,
@@ -189,6 +197,8 @@ class _Lowering:
         """The value of a function or method."""
         positional, named = self.value(tuple(node.args)), self.value(dict(node.kwargs))
         in_place = bool(named.pop("inplace", False))
+        # Where warnings are to point.
+        named.pop("_stacklevel", None)
         if node.target in _DROPOUTS and named.get("training", positional[2] if len(positional) > 2 else True) is False:
             return positional[0]
         if node.target is getattr and positional[1] == "shape":
@@ -262,6 +272,7 @@ def _attributes(module: nn.Module, op: str) -> dict[str, Any]:
     args = {name: _own(getattr(module, name, None)) for name in names}
     if op == "pad":
         args["pad"] = _own(module.padding)
+        args["mode"] = next(_MODE_OF_PADDING[kind] for kind in type(module).__mro__ if kind in _MODE_OF_PADDING)
     return {name: each for name, each in args.items() if each is not None}
 
 
