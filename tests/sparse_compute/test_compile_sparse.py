@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from zoo import ZOO
 
 import chtconv
@@ -262,6 +263,33 @@ def test_in_place_changes_that_cannot_be_followed_are_refused():
             compile_sparse(Forward(forward))
 
 
+IN_PLACE = {
+    "add": lambda y: torch.add(y, 1.0, out=y),
+    "sigmoid": lambda y: torch.sigmoid(y, out=y),
+    "normalize": lambda y: functional.normalize(y, dim=1, out=y),
+    "threshold_": lambda y: functional.threshold_(y, 0.1, 0.2),
+    "_foreach_add_": lambda y: torch._foreach_add_([y], 1.0),
+    "constant_": lambda y: nn.init.constant_(y, 1.0),
+    r"add_\.Tensor": lambda y: torch.ops.aten.add_.Tensor(y, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_functions_that_change_a_tensor_in_place_are_refused(name):
+    def forward(m, x):
+        y = m.a(x)
+        IN_PLACE[name](y)
+        return y
+
+    with pytest.raises(ConfigurationError, match=f"^{name}: accepted in place are usual .* without out=; do this one"):
+        compile_sparse(Forward(forward))
+
+
+def test_functions_that_are_named_as_if_in_place_are_computed():
+    model = Forward(lambda m, x: (lambda y: ((y > 0) & (y < 1) | (y < -1)) * y)(m.a(x)))
+    check(trained(model), (torch.randn(2, 3, 6, 6),))
+
+
 LAYERS = {
     "grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
     "depthwise": lambda: nn.Conv2d(4, 8, 3, groups=4),
@@ -414,6 +442,45 @@ def test_weights_that_are_computed_in_another_way_in_training_mode():
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
     with torch.no_grad():
         same(compiled(images), model.eval()(images))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with a forward of its own, and tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.gain = torch.tensor(2.0)
+
+    def forward(self, x):
+        return functional.conv2d(x, self.weight * self.gain, self.bias)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_hooks_compute_are_refused():
+    for make in (
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+        nn.utils.spectral_norm,
+        nn.utils.weight_norm,
+    ):
+        for layer in (nn.Conv2d(3, 4, 3), Standardised(), nn.Bilinear(3, 3, 4)):
+            forward = (lambda m, x: m.a(x, x)) if isinstance(layer, nn.Bilinear) else (lambda m, x: m.a(x))
+            model = Forward(forward)
+            model.a = make(layer)
+            with pytest.raises(
+                ConfigurationError, match=r"^a: its weight is computed, .* Call .*prune\.remove, remove_"
+            ):
+                compile_sparse(model)
+    model = Forward(lambda m, x: m.a(x))
+    weight = model.a._parameters.pop("weight")
+    model.a.weight = weight.detach() * 2
+    with pytest.raises(ConfigurationError, match=r"^a: its weight is computed, as by a hook"):
+        compile_sparse(model)
+    model.a = prune.random_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.9)
+    prune.remove(model.a, "weight")
+    check(model.eval(), (torch.randn(2, 3, 8, 8),), backend="sparse")
+    model.a = Standardised()
+    model.a.register_forward_pre_hook(lambda module, inputs: None)
+    check(model, (torch.randn(2, 3, 8, 8),), backend="sparse")
 
 
 TRANSFORMS = {

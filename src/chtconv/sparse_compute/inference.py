@@ -141,8 +141,8 @@ def compile_sparse(
             94 %.
 
     Raises:
-        ConfigurationError: a model that cannot be traced, with the reason; a backend of another name; a topology of
-            another model.
+        ConfigurationError: a model that cannot be traced, with the reason; a weight that a hook computes; a backend
+            of another name; a topology of another model.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -80,13 +80,14 @@ _DROPOUTS: Final = tuple(
 )
 # What tracing puts in for optional arguments.
 _CHECKS: Final = (torch._assert, getattr(fx._symbolic_trace, "_assert_is_none", None))
-_WORD_OF_FUNCTION: Final[dict[Any, tuple[str, bool]]] = {
-    getattr(space, name + ending): (_ALIASES.get(name, name), bool(ending))
+_IN_PLACE: Final = {getattr(operator, f"i{name}"): name for name in ("add", "sub", "mul", "truediv")}
+_WORD_OF_FUNCTION: Final[dict[Any, str]] = {
+    getattr(space, name + ending): _ALIASES.get(name, name)
     for name in sorted((PARAMETERS.keys() | _ALIASES.keys()) - {"size", "contiguous"})
     for ending in ("", "_")
     for space in (functional, torch, operator)
     if hasattr(space, name + ending)
-} | {getattr(operator, f"i{name}"): (_ALIASES.get(name, name), True) for name in ("add", "sub", "mul", "truediv")}
+} | {function: _ALIASES.get(name, name) for function, name in _IN_PLACE.items()}
 
 
 def lowered(model: nn.Module) -> tuple[list[Step], Any]:
@@ -96,10 +97,12 @@ def lowered(model: nn.Module) -> tuple[list[Step], Any]:
     done in place is done to a new tensor instead.
 
     Raises:
-        ConfigurationError: a model that cannot be traced, with the reason, or one that changes a tensor in place in a
-            way that cannot be followed.
+        ConfigurationError: a model that cannot be traced, with the reason, one with a weight that a hook computes, or
+            one that changes a tensor in place in a way that cannot be followed.
     """
     model, _ = unwrapped_model(model)
+    for name, module in model.named_modules():
+        _refuse_computed(name, module)
     output: Any = None
     # Weights are read in eval mode too: in training mode, to read one may change it, as with spectral norm.
     with unchanged(model):
@@ -168,7 +171,8 @@ class _Lowering:
         source = self.value(node.args[0]) if len(node.args) == 1 and not node.kwargs else None
         if isinstance(module, _NOTHING) and source is not None:
             return source
-        op = next((_WORD_OF_MODULE[kind] for kind in type(module).__mro__ if kind in _WORD_OF_MODULE), "")
+        op = _word(module)
+        _refuse_computed(name, module, PARAMETERS.get(op, ()))
         if source is not None and op in CONVOLUTIONS and module.padding_mode != "zeros":
             pad = list(module._reversed_padding_repeated_twice)
             source = self._step("pad", {"input": source, "pad": pad, "mode": module.padding_mode})
@@ -196,7 +200,7 @@ class _Lowering:
     def _call(self, node: fx.Node) -> Any:
         """The value of a function or method."""
         positional, named = self.value(tuple(node.args)), self.value(dict(node.kwargs))
-        in_place = bool(named.pop("inplace", False))
+        in_place = bool(named.pop("inplace", False)) or named.get("out") is not None or _writes(node)
         # Where warnings are to point.
         named.pop("_stacklevel", None)
         if node.target in _DROPOUTS and named.get("training", positional[2] if len(positional) > 2 else True) is False:
@@ -206,12 +210,10 @@ class _Lowering:
         if node.op == "call_method":
             spelled = str(node.target)
             word = _ALIASES.get(spelled.removesuffix("_"), spelled.removesuffix("_"))
-            in_place |= spelled.endswith("_") and not spelled.endswith("__")
             if word in ("reshape", "permute") and len(positional) > 2:
                 positional = (positional[0], list(positional[1:]))
         else:
-            word, ending = _WORD_OF_FUNCTION.get(node.target, ("", False))
-            in_place |= ending
+            word = _WORD_OF_FUNCTION.get(node.target, "")
         # A list is no tuple in an index: it gathers.
         gathers = word == "getitem" and isinstance(positional[1], list)
         parameters = {} if gathers else PARAMETERS.get(word, {})
@@ -223,8 +225,8 @@ class _Lowering:
         if not parameters or len(positional) > len(parameters) or accepts(word, args):
             if in_place:
                 raise ConfigurationError(
-                    f"{node.target}: accepted in place are usual activations and arithmetic; do this one to a new "
-                    "tensor."
+                    f"{_name(node)}: accepted in place are usual activations and arithmetic, without out=; do this one "
+                    "to a new tensor."
                 )
             return self._opaque(_callable(node), node, "")
         weight = named.get("weight", positional[1] if word in WEIGHTED and len(positional) > 1 else None)
@@ -259,11 +261,29 @@ class _Lowering:
                 )
 
 
+def _word(module: nn.Module) -> str:
+    """What a module of torch is in the vocabulary; "" for others."""
+    return next((_WORD_OF_MODULE[kind] for kind in type(module).__mro__ if kind in _WORD_OF_MODULE), "")
+
+
 def _own(value: Any) -> Any:
     """A setting that shares nothing with the model."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     return list(value) if isinstance(value, tuple) else value
+
+
+def _refuse_computed(name: str, module: nn.Module, used: Collection[str] = ()) -> None:
+    """Refuses tensors that hooks compute, since hooks are not called, and ones used that are no parameter or buffer."""
+    for attribute, value in vars(module).items():
+        # What pruning, spectral and weight norm by hooks call the parameters that they compute it from.
+        hooked = any(f"{attribute}_{ending}" in module._parameters for ending in ("orig", "g"))
+        if isinstance(value, Tensor) and (hooked or attribute in used):
+            raise ConfigurationError(
+                f"{name or type(module).__name__}: its {attribute} is computed, as by a hook, and hooks are not "
+                "called; accepted are parameters, buffers and parametrisations. Call torch.nn.utils.prune.remove, "
+                "remove_weight_norm or remove_spectral_norm first."
+            )
 
 
 def _attributes(module: nn.Module, op: str) -> dict[str, Any]:
@@ -284,6 +304,20 @@ def _root(step: Step) -> Step:
             break
         step = source
     return step
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether what a node calls has the name of what changes a tensor in place."""
+    # Of an overload of an operator of torch, the name of that is behind a dot.
+    name = _name(node).partition(".")[0]
+    # "and_" is called so lest it be the keyword.
+    ends = name.endswith("_") and not name.endswith("__") and not hasattr(operator, name)
+    return ends or node.target in _IN_PLACE
+
+
+def _name(node: fx.Node) -> str:
+    """Of what a node calls."""
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _callable(node: fx.Node) -> Callable[..., Any]:
