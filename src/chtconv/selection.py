@@ -112,7 +112,7 @@ def take_smallest_links(
     # NumPy searches without branches: seven times as fast as torch.
     place_OL = torch.from_numpy(np.flatnonzero(mask_OI.numpy())).view(kernels, links)
     index_OM, taken_OM = _largest(by_value(values_OI.take(place_OL), generator, smallest=True), count)
-    column_OM = place_OL.gather(1, index_OM) - torch.arange(kernels)[:, None] * positions
+    column_OM = place_OL.gather(1, index_OM) - torch.arange(kernels, device="cpu")[:, None] * positions
     return torch.zeros_like(mask_OI).scatter_(1, column_OM, taken_OM)
 
 

@@ -44,6 +44,18 @@ def test_closed_form_in_float32(graph, predictor, data, geometry):
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_the_default_device_is_not_that_of_the_mask(graph, predictor):
+    # Sizes of no other test: what is made for them is kept.
+    mask_OCK = torch.rand(3, 2, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    geometry = Geometry.of(kernel=(3, 2), input_size=(11, 13), dilation=(1, 3))
+    with torch.device("meta"):
+        scores = closed_form(mask_OCK, geometry, predictor, graph, torch.float64)
+        expected = explicit_scores(mask_OCK, geometry, predictor, graph)
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
 @settings(max_examples=50)
 @given(data=st.data(), geometry=geometries())
 def test_over_all_windows_a_position_counts_as_zero_where_it_is_padding(graph, data, geometry):

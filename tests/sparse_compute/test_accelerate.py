@@ -216,6 +216,22 @@ def test_gradients_can_be_asked_for_by_hand(after_the_forward_pass):
     assert_agree(*masks)
 
 
+@pytest.mark.parametrize("size", [3, 9])
+def test_the_default_device_is_not_that_of_the_model(size):
+    images, states = batch(size), []
+    for backend, device in ((None, "cpu"), ("sparse", "meta")):
+        model, optimizer, topology = start(method="rigl", interval=2)
+        with torch.device(device):
+            if backend:
+                chtconv.accelerate(model, topology, backend=backend)
+            for _ in range(4):
+                optimizer.zero_grad()
+                model(images).square().mean().backward()
+                optimizer.step()
+        states.append(model.state_dict())
+    assert_agree(*states)
+
+
 def test_two_topologies_of_one_model():
     def build(backend):
         torch.manual_seed(0)

@@ -595,6 +595,14 @@ def test_the_backend(monkeypatch):
     assert compile_sparse(model, example=images).backends == {"0": kernels, "3": "dense"}
 
 
+def test_the_default_device_is_not_that_of_the_model(tmp_path):
+    model = trained(build_model("vgg16", 10, width=0.25, seed=0), 0.95)
+    inputs = [(torch.randn(batch, 3, 32, 32),) for batch in (1, 8)]
+    with torch.device("meta"):
+        for options in ({"backend": "sparse"}, {"example": inputs[1]}):
+            check(model, *inputs, path=tmp_path / "file", **options)
+
+
 @pytest.mark.parametrize("batch", [1, 16])
 def test_measured_models_compute_the_same(batch):
     model = trained(resnet18(10, width=0.125), 0.9)

@@ -57,6 +57,25 @@ def test_an_evolution_keeps_the_number_of_links_and_what_it_did_not_remove(name,
     assert (before & ~mask).sum() == (mask & ~before).sum() == row["removed"] - row["rechosen"]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_default_device_is_not_that_of_the_model(name):
+    masks = []
+    for device in ("cpu", "meta"):
+        network = nn.Sequential(nn.Conv2d(3, 5, (3, 2)), nn.ReLU(), nn.Conv2d(5, 4, 2))
+        model, _, topology = sparse(
+            copy.deepcopy(network), method=name, sparsity=0.5, interval=10**9, total_steps=10**10, seed=1
+        )
+        for weight in model.parameters():
+            weight.data.copy_(torch.randn(weight.shape, generator=source(2)))
+        images = torch.randn(2, 3, 7, 6, generator=source(3))
+        with torch.device(device):
+            topology.capture_gradients()
+            model(images).square().sum().backward()
+            topology.evolve()
+        masks.append(topology.masks)
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
 def test_a_single_link_evolves_at_the_rate_of_zeta():
     """The first convolution has one link a kernel at 95 %: rounding down, it would never change."""
     topology = sparse(

@@ -89,7 +89,7 @@ def agree(ranks: Ranks, layers: Sequence[SparseLayer], step: int, evolutions: in
     if ranks.size == 1:
         return
     sizes = [[*(layer.input_size or ()), *[-1] * _AXES][:_AXES] for layer in layers]
-    told = ranks.gather(torch.tensor([[step, evolutions, 0], *sizes]))
+    told = ranks.gather(torch.tensor([[step, evolutions, 0], *sizes], device="cpu"))
     counters = [tuple(each[0, :2].tolist()) for each in told]
     if len(set(counters)) > 1:
         raise ConfigurationError(
@@ -135,7 +135,9 @@ def verify(ranks: Ranks, names: Sequence[str], tensors: Sequence[Sequence[Tensor
     """
     if ranks.size == 1:
         return
-    told = ranks.gather(torch.tensor([_digest(name, each) for name, each in zip(names, tensors, strict=True)]))
+    told = ranks.gather(
+        torch.tensor([_digest(name, each) for name, each in zip(names, tensors, strict=True)], device="cpu")
+    )
     differing = {
         name: [rank for rank, each in enumerate(told) if each[index] != told[0][index]]
         for index, name in enumerate(names)

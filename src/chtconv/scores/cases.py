@@ -100,7 +100,7 @@ def constants(
 
 def _cases(geometry: Geometry, community: Callable[[Axis, int], Community]) -> Cases:
     """Kronecker products of the cases of the axes."""
-    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    one = torch.ones(1, 1, 1, dtype=torch.float64, device="cpu")
     nothing = (one.to_sparse(), one[0].to_sparse(), one.to_sparse())
     by_axis = [_axis_cases(axis, community) for axis in geometry.axes]
     pairs, links, weight = (reduce(_kronecker, parts) for parts in zip(nothing, *by_axis, strict=True))
@@ -110,11 +110,11 @@ def _cases(geometry: Geometry, community: Callable[[Axis, int], Community]) -> C
 def _kronecker(a: Tensor, b: Tensor) -> Tensor:
     """``torch.kron`` of sparse tensors with the same number of dimensions."""
     a, b = a.coalesce(), b.coalesce()
-    size_b = torch.tensor(b.shape)[:, None, None]
+    size_b = torch.tensor(b.shape, device="cpu")[:, None, None]
     indices = a.indices()[:, :, None] * size_b + b.indices()[:, None]
     values = a.values()[:, None] * b.values()
     shape = [m * n for m, n in zip(a.shape, b.shape, strict=True)]
-    return torch.sparse_coo_tensor(indices.flatten(1), values.flatten(), shape, check_invariants=True)
+    return torch.sparse_coo_tensor(indices.flatten(1), values.flatten(), shape, check_invariants=True, device="cpu")
 
 
 def _as_matrix(cases_NKK: Tensor) -> Tensor:
@@ -122,7 +122,8 @@ def _as_matrix(cases_NKK: Tensor) -> Tensor:
     n, k, _ = cases_NKK.shape
     case, row, column = cases_NKK.coalesce().indices()
     indices = torch.stack([case, row * k + column])
-    return torch.sparse_coo_tensor(indices, cases_NKK.coalesce().values(), [n, k * k], check_invariants=True).coalesce()
+    values = cases_NKK.coalesce().values()
+    return torch.sparse_coo_tensor(indices, values, [n, k * k], check_invariants=True, device="cpu").coalesce()
 
 
 def _axis_cases(axis: Axis, community: Callable[[Axis, int], Community]) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +140,7 @@ def _axis_cases(axis: Axis, community: Callable[[Axis, int], Community]) -> tupl
     distinct = [(pairs, links, entry) for (pairs, links), entry in count.items() if pairs]
     K = axis.kernel
     pairs_NKK, links_NK, weight_NKK = (
-        torch.zeros(len(distinct), *shape, dtype=torch.float64) for shape in ((K, K), (K,), (K, K))
+        torch.zeros(len(distinct), *shape, dtype=torch.float64, device="cpu") for shape in ((K, K), (K,), (K, K))
     )
     for n, (pairs, links, entry) in enumerate(distinct):
         for r, t in pairs:

@@ -56,7 +56,7 @@ def biadjacency(mask_CK: Tensor, geometry: Geometry) -> Tensor:
             [0., 1., 0., 1.]], dtype=torch.float64)
     """
     outputs, inputs = _sizes(geometry)
-    linked = torch.zeros(outputs, len(mask_CK), inputs, dtype=torch.float64)
+    linked = torch.zeros(outputs, len(mask_CK), inputs, dtype=torch.float64, device="cpu")
     for output, position, source in receptive_fields(geometry):
         linked[output, :, source] = mask_CK[:, position].double()
     return linked.flatten(1)
@@ -92,8 +92,8 @@ def average_over_windows(scores: Tensor, channels: int, geometry: Geometry) -> T
     """
     outputs, inputs = _sizes(geometry)
     by_channel = scores.reshape(outputs, channels, inputs)
-    total_CK = torch.zeros(channels, geometry.positions, dtype=scores.dtype)
-    count_K = torch.zeros(geometry.positions)
+    total_CK = torch.zeros(channels, geometry.positions, dtype=scores.dtype, device="cpu")
+    count_K = torch.zeros(geometry.positions, device="cpu")
     for output, position, source in receptive_fields(geometry):
         total_CK[:, position] += by_channel[output, :, source]
         count_K[position] += 1

@@ -45,7 +45,7 @@ def l3p(linked_AB: Tensor, predictor: str, *, chunk: int = 2**24) -> Tensor:
     term_BB = _terms(linked_AB.mT, term)
     A, B = linked_AB.shape
     rows = max(1, chunk // max(1, B * max(A, B)))
-    return torch.cat([_of_rows(linked_AB, u, term_AA, term_BB) for u in torch.arange(A).split(rows)])
+    return torch.cat([_of_rows(linked_AB, u, term_AA, term_BB) for u in torch.arange(A, device="cpu").split(rows)])
 
 
 def _of_rows(linked_AB: Tensor, u: Tensor, term_AA: Tensor, term_BB: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ def batch_norm(
     if (running_mean is None) != (running_var is None) or not (training or running_mean is not None):
         return NotImplemented
     blocks, (n, c, h, w) = x.blocks, x.shape
-    scales = torch.empty((2, c), dtype=x.dtype)
-    mean, inverse = (torch.empty(c if training else 0, dtype=x.dtype) for _ in range(2))
+    scales = torch.empty((2, c), dtype=x.dtype, device="cpu")
+    mean, inverse = (torch.empty(c if training else 0, dtype=x.dtype, device="cpu") for _ in range(2))
     layout.kernels().call(
         *("normalisation_scales", x.dtype, _task(n, c, h * w, training), _numbers(eps, momentum)),
         *(blocks, weight, bias, running_mean, running_var, mean, inverse, scales, None),
@@ -154,8 +154,8 @@ def batch_norm_backward(
         arriving = gradient.blocks if isinstance(gradient, Blocked) else layout.to_blocks(gradient)
     blocks, (n, c, h, w) = x.blocks, x.shape
     result = layout.like(blocks) if wanted[0] else None
-    weight_gradient = torch.empty(c, dtype=x.dtype) if wanted[1] else None
-    bias_gradient = torch.empty(c, dtype=x.dtype) if wanted[2] else None
+    weight_gradient = torch.empty(c, dtype=x.dtype, device="cpu") if wanted[1] else None
+    bias_gradient = torch.empty(c, dtype=x.dtype, device="cpu") if wanted[2] else None
     layout.kernels().call(
         *("normalisation_backward", x.dtype, _task(n, c, h * w, training, False, mask), _numbers(eps)),
         *(arriving, blocks, output, scales, weight, running_mean, running_var, mean, inverse),

@@ -99,7 +99,7 @@ def filled_like(func: Any, x: Blocked, *value: Any, dtype: Any = None, **options
 @handles(*overloads("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"))
 def new(func: Any, x: Blocked, *args: Any, **kwargs: Any) -> Tensor:
     """An ordinary tensor of the same type, of whatever shape."""
-    result: Tensor = func(torch.empty(0, dtype=x.dtype), *args, **kwargs)
+    result: Tensor = func(torch.empty(0, dtype=x.dtype, device="cpu"), *args, **kwargs)
     return result
 
 

@@ -97,8 +97,8 @@ class Positions(Tensor):
         if not self.held:
             _, _, width, out_height, out_width, _, kernel_x, step_y, step_x, pad_y, pad_x, dy, dx, _, _ = self.geometry
             taps = self.chosen.permute(0, 4, 1, 2, 3).flatten(0, 1)[: self.shape[0]].long()
-            y = torch.arange(out_height).view(-1, 1) * step_y - pad_y + taps // kernel_x * dy
-            x = torch.arange(out_width) * step_x - pad_x + taps % kernel_x * dx
+            y = torch.arange(out_height, device="cpu").view(-1, 1) * step_y - pad_y + taps // kernel_x * dy
+            x = torch.arange(out_width, device="cpu") * step_x - pad_x + taps % kernel_x * dx
             self.held["numbers"] = y * width + x
         return self.held["numbers"]
 

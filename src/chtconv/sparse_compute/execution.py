@@ -151,7 +151,7 @@ class SparseConvolution(Operation):
     def _tensors(self) -> dict[str, Any]:
         """The weight from its index lists, and the bias."""
         outputs, size = self.shape[0], math.prod(self.shape[1:])
-        kernels = torch.arange(outputs).repeat_interleave(self.links.starts.diff())
+        kernels = torch.arange(outputs, device=self.links.starts.device).repeat_interleave(self.links.starts.diff())
         groups = kernels // (outputs // self.groups)
         positions = self.links.codes.long() + (kernels - groups) * size
         bias = {} if self._buffers.get("bias") is None else {"bias": self._buffers["bias"]}
@@ -199,7 +199,7 @@ def _lists(weight: SparseTensor, groups: int) -> tuple[Tensor, Tensor]:
     """Where the links of each kernel start, int64 [O + 1], and their codes, int32: channel times taps plus tap."""
     outputs, size = weight.shape[0], math.prod(weight.shape[1:])
     kernels = weight.positions.div(size, rounding_mode="floor")
-    starts = torch.zeros(outputs + 1, dtype=torch.int64)
+    starts = torch.zeros(outputs + 1, dtype=torch.int64, device=kernels.device)
     starts[1:] = torch.bincount(kernels, minlength=outputs).cumsum(0)
     groups_of = kernels.div(outputs // groups, rounding_mode="floor")
     return starts, (weight.positions - (kernels - groups_of) * size).int()
@@ -214,13 +214,15 @@ class SparseLinear(Operation):
         with warnings.catch_warnings():
             # That its interface may change.
             warnings.simplefilter("ignore", UserWarning)
-            matrix = torch.sparse_csr_tensor(starts, columns.long(), weight.values, weight.shape, check_invariants=True)
+            matrix = torch.sparse_csr_tensor(
+                starts, columns.long(), weight.values, weight.shape, check_invariants=True, device=starts.device
+            )
         super().__init__(step, args | {"weight": matrix})
 
     def _tensors(self) -> dict[str, Any]:
         tensors = super()._tensors()
         matrix = tensors["weight"]
-        rows = torch.arange(matrix.shape[0]).repeat_interleave(matrix.crow_indices().diff())
+        rows = torch.arange(matrix.shape[0], device=matrix.device).repeat_interleave(matrix.crow_indices().diff())
         positions = rows * matrix.shape[1] + matrix.col_indices()
         return tensors | {"weight": SparseTensor(matrix.values(), positions, tuple(matrix.shape))}
 

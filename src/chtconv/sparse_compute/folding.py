@@ -61,7 +61,7 @@ def _folds(convolution: Step, norm: Step) -> bool:
 
 def _fold(convolution: Step, norm: Step) -> None:
     weight, args = convolution.args["weight"], norm.args
-    one, none = torch.ones(len(weight)), torch.zeros(len(weight))
+    one, none = weight.new_ones(len(weight)), weight.new_zeros(len(weight))
     scale = args.get("weight", one).double() / (args["running_var"].double() + args.get("eps", 1e-5)).sqrt()
     offset = (convolution.args.get("bias", none).double() - args["running_mean"].double()) * scale
     bias = args.get("bias", none).double() + offset

@@ -138,6 +138,8 @@ def _passed(value: object) -> object:
     if isinstance(value, int):
         return ctypes.c_int64(value)
     if isinstance(value, Tensor):
+        if not value.is_cpu:
+            raise RuntimeError(f"a {type(value).__name__} on {value.device}: kernels take tensors on the CPU.")
         address = value.data_ptr()
         if not address and value.numel():
             raise RuntimeError(f"a {type(value).__name__} of shape {tuple(value.shape)} has no memory of its own.")

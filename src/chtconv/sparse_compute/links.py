@@ -65,9 +65,9 @@ class Links:
             raise ConfigurationError(f"mask of shape {list(mask.shape)}: accepted are fewer than 2^31 positions.")
         mask = mask.contiguous()
         sizes = _sizes(tuple(mask.shape), groups)
-        starts = torch.empty(len(mask) + 1, dtype=torch.int64)
+        starts = torch.empty(len(mask) + 1, dtype=torch.int64, device="cpu")
         _call("list_links", *sizes, mask, starts, None)
-        codes = torch.empty(int(starts[-1]), dtype=torch.int32)
+        codes = torch.empty(int(starts[-1]), dtype=torch.int32, device="cpu")
         _call("list_links", *sizes, mask, starts, codes)
         return cls(mask, groups, starts, codes)
 
@@ -105,12 +105,12 @@ class Links:
             )
         if int(starts[0]) != 0 or int(starts[-1]) != len(codes) or bool((starts.diff() < 0).any()):
             raise ConfigurationError(f"starts: accepted is an ascending list from 0 to {len(codes)}, the links.")
-        kernel = torch.repeat_interleave(torch.arange(kernels), starts.diff())
+        kernel = torch.repeat_interleave(torch.arange(kernels, device="cpu"), starts.diff())
         inside = codes.long() - kernel.div(kernels // groups, rounding_mode="floor") * row
         positions = kernel * row + inside
         if bool(((inside < 0) | (inside >= row)).any()) or bool((positions.diff() <= 0).any()):
             raise ConfigurationError("codes: accepted are ascending ones of channels that the kernel sees.")
-        mask = torch.zeros(kernels * row, dtype=torch.bool)
+        mask = torch.zeros(kernels * row, dtype=torch.bool, device="cpu")
         mask[positions] = True
         return cls(mask.view(shape), groups, starts.contiguous(), codes.contiguous())
 
@@ -127,8 +127,10 @@ class Links:
         if weight.stride() not in self._positions:
             to_kernel, to_channel, to_row, to_column = weight.stride()
             height, width = self.shape[2:]
-            tap_at = torch.arange(height).mul(to_row)[:, None] + torch.arange(width).mul(to_column)
-            positions = torch.empty(len(self), dtype=torch.int32)
+            tap_at = torch.arange(height, device="cpu").mul(to_row)[:, None] + torch.arange(width, device="cpu").mul(
+                to_column
+            )
+            positions = torch.empty(len(self), dtype=torch.int32, device="cpu")
             _call("locate_links", *self.sizes, self.starts, self.codes, to_kernel, to_channel, tap_at, positions)
             self._positions = {weight.stride(): positions}
         return self._positions[weight.stride()]
@@ -148,10 +150,10 @@ class Links:
             >>> [each.tolist() for each in links.transposed([0, 1])]
             [[0, 1, 3], [0, 0, 1], [0, 1, 2]]
         """
-        new = torch.full((self.sizes[3],), -1, dtype=torch.int32)
-        new[list(taps)] = torch.arange(len(taps), dtype=torch.int32)
-        starts = torch.empty(self.shape[1] * self.groups + 1, dtype=torch.int64)
-        codes, origin = (torch.empty(len(self), dtype=torch.int32) for _ in range(2))
+        new = torch.full((self.sizes[3],), -1, dtype=torch.int32, device="cpu")
+        new[list(taps)] = torch.arange(len(taps), dtype=torch.int32, device="cpu")
+        starts = torch.empty(self.shape[1] * self.groups + 1, dtype=torch.int64, device="cpu")
+        codes, origin = (torch.empty(len(self), dtype=torch.int32, device="cpu") for _ in range(2))
         _call(
             "transpose_links", *self.sizes, self.starts, self.codes, new, max(1, len(taps)), starts, codes, origin
         )  # fmt: skip

@@ -40,7 +40,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape)
     size = count * dtype.itemsize
     if size < SMALLEST:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     size = -(-size // _STEP) * _STEP
     with _lock:
         kept = _free[size]

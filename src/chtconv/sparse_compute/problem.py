@@ -127,7 +127,9 @@ class Problem:
             out_whole, out_step, first = None, (1, 1), (0, 0)
         lanes = 1 if geometry.flat else LANES
         whole, count = out_whole or out_size, len(starts) - 1
-        self._taps = [torch.tensor([tap[axis] for tap in taps or [(0, 0)]], dtype=torch.int32) for axis in (0, 1)]
+        self._taps = [
+            torch.tensor([tap[axis] for tap in taps or [(0, 0)]], dtype=torch.int32, device="cpu") for axis in (0, 1)
+        ]
         in_c, out_c = size[0] * size[1] * lanes, whole[0] * whole[1] * lanes
         self._problem = _Problem(
             geometry.flat, geometry.batch, channels, *size,
@@ -140,9 +142,9 @@ class Problem:
         self._kernels, self._dtype = kernels, dtype
         self._plan = _Plan()
         kernels.call("plan", dtype, ctypes.byref(self._problem), ctypes.byref(self._plan))
-        self._offsets = torch.empty(len(codes), dtype=torch.int32)
-        self._splits = torch.empty(count * (self._plan.segments + 1), dtype=torch.int64)
-        order = torch.empty(len(codes), dtype=torch.int64)
+        self._offsets = torch.empty(len(codes), dtype=torch.int32, device="cpu")
+        self._splits = torch.empty(count * (self._plan.segments + 1), dtype=torch.int64, device="cpu")
+        order = torch.empty(len(codes), dtype=torch.int64, device="cpu")
         given = _Links(starts.data_ptr(), codes.data_ptr())
         references = (self._problem, self._plan, given)
         kernels.call("place", dtype, *map(ctypes.byref, references), order, self._offsets, self._splits)
@@ -153,7 +155,7 @@ class Problem:
         """The weights of the links, in the order of the kernel's lists."""
         if weight.dim() == 1 and not self._plan.bordered:
             return weight
-        values = torch.empty(len(self.positions), dtype=self._dtype)
+        values = torch.empty(len(self.positions), dtype=self._dtype, device="cpu")
         self._kernels.call("gather", self._dtype, len(self.positions), self.positions, weight, values)
         return values
 
@@ -168,7 +170,7 @@ class Problem:
 
     def gradients(self, x: Tensor, grad: Tensor) -> Tensor:
         """Gradients of the weights of the links, in the order of the kernel's lists."""
-        values = torch.empty(len(self.positions), dtype=self._dtype)
+        values = torch.empty(len(self.positions), dtype=self._dtype, device="cpu")
         self._kernels.call("gradients", self._dtype, *self._given(), self._offsets, self._splits, x, grad, values)
         return values
 
@@ -181,7 +183,7 @@ class Problem:
 
     def kernel_sums(self, out: Tensor) -> Tensor:
         """Sums of a tensor like the output, [kernels]."""
-        sums = torch.empty(len(self.starts) - 1, dtype=self._dtype)
+        sums = torch.empty(len(self.starts) - 1, dtype=self._dtype, device="cpu")
         self._kernels.call("kernel_sums", self._dtype, self._given()[0], out, sums)
         return sums
 
@@ -195,7 +197,9 @@ def outputs_of(kernels: Library, links: Links, geometry: Geometry, weight: Tenso
     def make() -> Problem:
         rows, columns = ([d * i - b for i in range(k)] for k, d, b in _axes(geometry))
         # Of values that are given alone, [links], those of the links are all of them.
-        positions = links.positions(weight) if weight.dim() == 4 else torch.arange(len(links), dtype=torch.int32)
+        positions = (
+            links.positions(weight) if weight.dim() == 4 else torch.arange(len(links), dtype=torch.int32, device="cpu")
+        )
         return Problem(
             kernels, weight.dtype, geometry, links.starts, links.codes, positions,
             channels=links.shape[1] * links.groups,

@@ -65,7 +65,7 @@ class SparseTensor:
 
     def dense(self) -> Tensor:
         """The tensor, with zeros."""
-        flat = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
+        flat = torch.zeros(math.prod(self.shape), dtype=self.values.dtype, device=self.values.device)
         return flat.index_put_((self.positions,), self.values).view(self.shape)
 
 

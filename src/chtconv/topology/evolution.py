@@ -235,7 +235,7 @@ def _regrow_all(removed: Sequence[_Removed], ranks: Ranks | None) -> list[Evolve
 
     def work(index: int) -> tuple[Tensor, Tensor]:
         evolved = _regrow(shared[index])
-        nothing = torch.zeros(2, dtype=torch.float64)
+        nothing = torch.zeros(2, dtype=torch.float64, device="cpu")
         return evolved.mask.flatten(), evolved.scored if evolved.scored is not None else nothing
 
     found = iter(share_out(ranks, [each.kept.numel() for each in shared], work))
