@@ -368,6 +368,21 @@ def test_layers_of_a_model_are_seen_as_they_are_called() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_layers_that_are_called_by_keyword_are_seen() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(input=self.first(input=images).mean((2, 3)))
+
+    model = ByKeyword()
+    masks = {name: random_mask(*model.get_parameter(name).shape) for name in ("first.weight", "head.weight")}
+    layers = masked_layers(model, masks, torch.zeros(1, 3, 9, 7))
+    assert [layer.input_size for layer in layers.values()] == [(9, 7), ()]
+
+
 def test_explain_of_a_topology_scores_as_it_does() -> None:
     model = Mixed()
     topology = sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), layers=["first"], sparsity=0.8)

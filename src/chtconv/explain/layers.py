@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.explain.statistics import ScoreStatistics, score_statistics
+from chtconv.layers.input_size import of_call
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +113,13 @@ def _observed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[int,
     """The spatial sizes of the inputs of modules by name, filled in as they are called."""
     sizes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        axes = len(module.kernel_size) if isinstance(module, _ConvNd) else 0
-        sizes[name] = tuple(inputs[0].shape[inputs[0].ndim - axes :])
+    def note(name: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        size = of_call(module, args, kwargs)
+        if size is not None:
+            sizes[name] = tuple(size)
 
     handles = [
-        module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, module, inputs))
-        for name, module in modules.items()
+        module.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, module in modules.items()
     ]
     try:
         yield sizes

@@ -1,5 +1,7 @@
 """The spatial size of the input of each sparse layer, on which its links are scored: seen, not asked for."""
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -32,6 +34,19 @@ def seen(module: nn.Module) -> tuple[int, ...] | None:
     return size
 
 
+def of_call(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[int, ...] | None:
+    """The size of the input in a call of a layer; None where it is given no tensor.
+
+    >>> import torch
+    >>> of_call(nn.Conv2d(3, 8, 3), (), {"input": torch.zeros(2, 3, 9, 7)}), of_call(nn.Linear(4, 4), (), {})
+    (torch.Size([9, 7]), None)
+    """
+    # A layer of another class may take its input under another name, or something else than a tensor.
+    images = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+    axes = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)  # type: ignore[arg-type]
+    return None if images is None else images.shape[images.dim() - axes :]
+
+
 def put(module: nn.Module, size: tuple[int, ...]) -> None:
     """Notes a size that was seen elsewhere, on another rank."""
     setattr(module, _TRAINED, size)
@@ -44,11 +59,9 @@ def forget(module: nn.Module) -> None:
 
 
 def _note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-    # A layer of another class may take its input under another name, or something else than a tensor.
-    images = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
-    if images is None:
+    size = of_call(module, args, kwargs)
+    if size is None:
         return
-    size = images.shape[-len(module.kernel_size) :]  # type: ignore[arg-type]
     # Attributes of the module that are written and never read: anything else makes torch.compile compile once more.
     if module.training:
         module._chtconv_input_size = size  # type: ignore[assignment]
