@@ -155,6 +155,17 @@ def test_shuffled_regrowth_does_not_know_which_position_had_which_score():
     assert (chosen.double().mean(0)[1:] - 0.25).abs().max() < 0.02
 
 
+@given(scored=st.integers(0, 5), seed=SEEDS)
+def test_shuffled_regrowth_leaves_the_scores_of_a_layer_in_their_kernel(scored, seed):
+    kept = random_mask(6, 12, 5, source(seed)).view(1, -1)
+    worth = torch.zeros(6, 12)
+    worth[scored] = 1.0
+    worth = worth.view(1, -1) * ~kept
+    nothing = torch.zeros_like(kept)
+    chosen = choose(REGROWTHS["shuffled_scores"], worth, kept, nothing, exactly(1, 7), source(seed), kernels=6)
+    assert chosen.view(6, 12).sum(1).tolist() == [7 * (kernel == scored) for kernel in range(6)]
+
+
 @given(links=st.integers(1, 11), share=st.floats(0, 1), grown=st.integers(0, 3), seed=SEEDS)
 def test_the_control_of_turnover_brings_as_many_new_links_in_every_row(links, share, grown, seed):
     active = random_mask(6, 12, links, source(seed))
@@ -167,6 +178,19 @@ def test_the_control_of_turnover_brings_as_many_new_links_in_every_row(links, sh
     chosen = choose(REGROWTHS["random_at_turnover"], scores.clone(), kept, removed, count, source(seed))
     assert torch.equal((chosen & ~active).sum(1), (mimicked & ~active).sum(1))
     assert torch.equal((chosen & removed).sum(1), (mimicked & removed).sum(1))
+    assert not (chosen & kept).any()
+
+
+@given(links=st.integers(1, 40), share=st.floats(0, 1), seed=SEEDS)
+def test_the_control_of_turnover_does_so_in_every_kernel_of_a_layer(links, share, seed):
+    active = random_mask(6, 12, links, source(seed), "layer").view(1, -1)
+    removed = active & (torch.rand(1, 72, generator=source(seed)) < share)
+    kept, count = active & ~removed, exactly(1, int(removed.sum()))
+    scores = torch.rand(1, 72, generator=source(seed + 1)).pow(4) * ~kept
+    mimicked = choose(REGROWTHS["sampled_by_score"], scores.clone(), kept, removed, count, source(seed))
+    chosen = choose(REGROWTHS["random_at_turnover"], scores.clone(), kept, removed, count, source(seed), kernels=6)
+    for part in (removed, ~active):
+        assert torch.equal((chosen & part).view(6, 12).sum(1), (mimicked & part).view(6, 12).sum(1))
     assert not (chosen & kept).any()
 
 

@@ -375,6 +375,20 @@ def test_where_links_compete_within_a_layer_kernels_can_share_regrowth_by_their_
     assert gained[None] == gained["links"]
 
 
+def test_controls_know_the_kernels_where_links_compete_within_a_layer():
+    """As many new links in each kernel as CHTs brings; shuffled, about as many in each part of the layer."""
+    mask = torch.zeros(32, 16, 3, 3, dtype=torch.bool)
+    for kernel in range(32):
+        mask[kernel].view(-1)[torch.randperm(144, generator=source(kernel))[: 4 + kernel]] = True
+    options = {"zeta": 0.3, "allocation": "layer"}
+    new = {name: new_links(mask, chtconv.method(name), **options) for name in ("chts", "random_turnover", "shuffled")}
+    brought = {name: links.flatten(1).sum(1) for name, links in new.items()}
+    assert torch.equal(brought["random_turnover"], brought["chts"])
+    assert not torch.equal(new["random_turnover"], new["chts"])
+    share = float(brought["shuffled"][16:].sum() / brought["shuffled"].sum())
+    assert share == pytest.approx(float(mask[16:].sum() / mask.sum()), abs=0.08)
+
+
 def test_shares_of_kernels_make_no_difference_where_every_kernel_has_as_many_links():
     masks = []
     for shares in ("scores", "links", "equal"):

@@ -182,12 +182,12 @@ def random_at_turnover(
         chosen_RN: bool, the other choice.
         removed_RN: bool, links that were just removed.
         kept_RN: bool, links that are active.
-        count: how many are chosen in each row.
+        count: how many are chosen in each row, at most.
         generator: draws the links.
     """
-    keys_RN = random_integers(removed_RN, generator)
-    again_RN = _random_of(keys_RN, removed_RN, (chosen_RN & removed_RN).sum(1, keepdim=True), count.most)
-    new_RN = _random_of(keys_RN, ~removed_RN & ~kept_RN, (chosen_RN & ~removed_RN).sum(1, keepdim=True), count.most)
+    keys_RN, most = random_integers(removed_RN, generator), min(count.most, removed_RN.shape[1])
+    again_RN = _random_of(keys_RN, removed_RN, (chosen_RN & removed_RN).sum(1, keepdim=True), most)
+    new_RN = _random_of(keys_RN, ~removed_RN & ~kept_RN, (chosen_RN & ~removed_RN).sum(1, keepdim=True), most)
     return again_RN | new_RN
 
 
@@ -205,8 +205,8 @@ class Regrowth(NamedTuple):
         keys: from the worth of positions.
         worth: what it goes by: ``"nothing"``, link ``"scores"``, the ``"gradient"`` of the step, its ``"momentum"``,
             or the product of ``"scores_and_gradient"``.
-        shuffle: whether the worth is dealt out anew among the candidates before (a control).
-        random: whether a random choice of the same turnover takes the place of the choice (a control).
+        shuffle: whether the worth is dealt out anew among the candidates of each kernel before (a control).
+        random: whether a random choice of the same turnover in each kernel takes the place of the choice (a control).
         sampled: whether ``keys`` takes temperature and explored share.
     """
 
@@ -239,6 +239,7 @@ def choose(
     *,
     temperature: float = 1.0,
     explore: float = 0.0,
+    kernels: int = 1,
 ) -> Tensor:
     """The positions that regrow, among those that are not active.
 
@@ -251,16 +252,24 @@ def choose(
         generator: every random choice.
         temperature: see :func:`sampled_by_score`.
         explore: see :func:`sampled_by_score`.
+        kernels: how many each row consists of: controls shuffle, and keep the turnover, kernel by kernel.
 
     Returns:
         bool of shape [R, N].
     """
+
+    def by_kernel(values_RN: Tensor) -> Tensor:
+        return values_RN.reshape(len(values_RN) * kernels, -1)
+
     allowed_RN = ~kept_RN
     if rule.shuffle:
-        worth_RN = shuffled(worth_RN, allowed_RN, generator)
+        worth_RN = shuffled(by_kernel(worth_RN), by_kernel(allowed_RN), generator).view(allowed_RN.shape)
     if rule.sampled:
         keys_RN = sampled_by_score(worth_RN, generator, temperature=temperature, explore=explore, allowed_RN=allowed_RN)
     else:
         keys_RN = rule.keys(worth_RN, generator)
     chosen_RN = take_largest(keys_RN, allowed_RN, count)
-    return random_at_turnover(chosen_RN, removed_RN, kept_RN, count, generator) if rule.random else chosen_RN
+    if rule.random:
+        rows = by_kernel(chosen_RN), by_kernel(removed_RN), by_kernel(kept_RN)
+        return random_at_turnover(*rows, count, generator).view(allowed_RN.shape)
+    return chosen_RN

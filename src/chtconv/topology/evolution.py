@@ -268,6 +268,7 @@ def _regrow(each: _Removed) -> Evolved:
         choose(
             REGROWTHS[method.regrowth], worth_RN[some], kept_RN[some], removed_RN[some], each.regrown.of(some),
             each.generator, temperature=method.temperature, explore=method.explore,
+            kernels=len(each.kept) // len(kept_RN),
         )
         for some in in_chunks(kept_RN)
     ])  # fmt: skip
