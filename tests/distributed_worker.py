@@ -369,6 +369,8 @@ CASES = {
     "ddp-parts": lambda r, w: run("rigl", r, w, ddp(), parts=3),
     "ddp-parts-view": lambda r, w: run("snfs", r, w, ddp(gradient_as_bucket_view=True), parts=3),
     "ddp-clip": lambda r, w: run("granet", r, w, ddp(), clip=0.1, optimizer="adam"),
+    "ddp-together": lambda r, w: run("granet", r, w, ddp(), allocation="model"),
+    "fsdp-together": lambda r, w: run("granet", r, w, fsdp(), allocation="model"),
     "ddp-tampered": lambda r, w: tampered(r, w, ddp()),
     "ddp-skipped": lambda r, w: skipped(r, w, ddp()),
     **{f"ddp-saved-{m}": lambda r, w, m=m: saved(r, w, ddp(), m) for m in ("chts", "snfs", "rigl")},

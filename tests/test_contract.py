@@ -20,6 +20,7 @@ from support import (
 from torch import nn
 
 import chtconv
+from chtconv.errors import ConfigurationError
 from chtconv.methods import METHODS
 
 MOVING = ("snfs",)
@@ -64,6 +65,39 @@ def test_exact_links_and_nothing_off_the_mask_at_every_step(method, optimizer, a
     assert all(torch.equal(mask, seen[2][name]) for name, mask in seen[3].items())
     # Training itself must have happened: active weights moved, so that zeros off the mask say something.
     assert all((dict(model.named_parameters())[name][mask] != 0).any() for name, mask in topology.masks.items())
+
+
+@pytest.mark.parametrize("prune_dead", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_are_pruned_together_have_the_links_of_the_schedule_in_all_or_are_refused(name, prune_dead):
+    method = METHODS[name]
+    falls = {} if method.removal is None or method.redistribute else {"density": "cubic", "initial_sparsity": 0.2}
+    dead = {"prune_dead": True} if prune_dead and method.regrowth is not None else {}
+    together = {"sparsity": 0.6, "zeta": 0.4, "interval": 2, "total_steps": 12, "allocation": "model", "layers": ["*"]}
+    if method.density == "constant":
+        with pytest.raises(ConfigurationError, match=r"layer 0: allocation='model'.*density='constant'"):
+            sparse(mixed_network(), method=name, **together)
+    if not falls or method.removal != "magnitude":
+        message = f"layer 0: allocation='model'.*accepted with it are removal='magnitude'.*{method.removal!r}"
+        with pytest.raises(ConfigurationError, match=message):
+            sparse(mixed_network(), method=chtconv.method(name, **falls, **dead), **together)
+        return
+    model, optimizer, topology = sparse(mixed_network(), method=chtconv.method(name, **falls, **dead), **together)
+    sizes = {key: mask.numel() for key, mask in topology.masks.items()}
+
+    def check():
+        density = 0.4 + 0.4 * (1 - min(topology.step_count // 2, 4) / 4) ** 3
+        links = {key: int(mask.sum()) for key, mask in topology.masks.items()}
+        assert sum(links.values()) == sum(round(density * size) for size in sizes.values())
+        assert min(links.values()) >= 1
+        assert_nothing_off_the_mask(topology, model, optimizer)
+
+    check()
+    train(model, optimizer, 10, after=check)
+    assert any(int(mask.sum()) != round(0.4 * sizes[key]) for key, mask in topology.masks.items())
+    resumed = sparse(model=mixed_network(), method=chtconv.method(name, **falls, **dead), **together)[2]
+    resumed.load_state_dict(topology.state_dict())
+    assert all(torch.equal(mask, resumed.masks[key]) for key, mask in topology.masks.items())
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])

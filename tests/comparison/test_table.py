@@ -264,6 +264,16 @@ def test_a_changing_density_is_compared_with_baselines_that_change_alike():
     ]
 
 
+def test_layers_that_are_pruned_together_have_other_numbers_of_links():
+    falling = {"density": "cubic", "initial_sparsity": 0.5}
+    found = lines(SET, method="set", **falling) + lines(RIGL, method="granet", allocation="model")
+    assert pairs_of(tables(found + lines(CHTS, method="chts", **falling))[0]) == [
+        ("CHTs, density cubic, initial sparsity 0.5", "SET, density cubic, initial sparsity 0.5", 0.95)
+    ]
+    both = found + lines(CHTS, method="chts", allocation="model", **falling)
+    assert [pair[1] for pair in pairs_of(tables(both)[0])] == ["GraNet, allocation model"]
+
+
 def test_link_prediction_is_compared_with_controls_that_are_alike_and_controls_with_none():
     alike = {"allocation": "layer", "windows": "all"}
     found = tables(

@@ -117,6 +117,8 @@ def test_three_ranks_find_it_too(case, three, single):
         ("ddp-parts", "rigl", {}),
         ("ddp-parts-view", "snfs", {}),
         ("ddp-clip", "granet", {"clip": 0.1, "optimizer": "adam"}),
+        ("ddp-together", "granet", {"allocation": "model"}),
+        ("fsdp-together", "granet", {"allocation": "model"}),
         ("fsdp-kept", "rigl", {}),
         ("fsdp-parts", "rigl", {}),
         ("fsdp-clip", "granet", {"clip": 0.1, "optimizer": "adam"}),

@@ -312,6 +312,79 @@ def test_gradual_pruning_takes_the_smallest_and_never_brings_one_back(allocation
     assert all(row["rechosen"] == row["new"] == 0 for row in topology.records)
 
 
+def largest_of_all(twin, number):
+    """How many of the largest weights of all layers together lie in each of them: one ``topk`` of one vector."""
+    sizes = [twin.weights[name].abs().masked_fill(~mask, -1).flatten() for name, mask in twin.masks.items()]
+    kept = torch.zeros(sum(map(len, sizes)), dtype=torch.bool)
+    kept[torch.cat(sizes).topk(number).indices] = True
+    return dict(zip(twin.masks, kept.split([len(size) for size in sizes]), strict=True))
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "erk"])
+def test_gradual_pruning_of_the_model_keeps_the_largest_of_all_layers(distribution):
+    model = gradient_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = chtconv.sparsify(
+        model, optimizer, method="gmp", sparsity=0.6, interval=1, stop=5, allocation="model", distribution=distribution
+    )
+    twin = Twin(model, topology)
+    total = sum(mask.numel() for mask in twin.masks.values())
+    for step in range(1, 5):
+        stepped(model, optimizer, twin)
+        links = sum(int(mask.sum()) for mask in topology.masks.values())
+        assert links == pytest.approx((0.4 + 0.6 * (1 - step / 4) ** 3) * total, abs=1.5)
+        kept = largest_of_all(twin, links)
+        assert all(torch.equal(mask.flatten(), kept[name]) for name, mask in topology.masks.items())
+        twin.masks = topology.masks
+    densities = [float(mask.float().mean()) for mask in twin.masks.values()]
+    assert max(densities) - min(densities) > 0.1
+
+
+def test_granet_of_the_model_prunes_by_one_threshold_and_exchanges_within_layers():
+    """As published: first those below a threshold over all layers go, then layers exchange their own."""
+    model = gradient_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    topology = chtconv.sparsify(
+        model, optimizer, method="granet", sparsity=0.8, zeta=0.5, zeta_schedule="constant", interval=1, stop=5,
+        allocation="model", distribution="erk",
+    )  # fmt: skip
+    modules, twin = dict(model.named_modules()), Twin(model, topology)
+    total = sum(mask.numel() for mask in twin.masks.values())
+    for step in range(1, 5):
+        images = torch.randn(4, 2, 6, 6)
+        twin.step(model, images, lr=0.05)
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+        links = sum(int(mask.sum()) for mask in topology.masks.values())
+        assert links == pytest.approx((0.2 + 0.3 * (1 - step / 4) ** 3) * total, abs=1.5)
+        left = {name: int(kept.sum()) for name, kept in largest_of_all(twin, links).items()}
+        for row in topology.records[-3:]:
+            name, mask = row["layer"], topology.masks[row["layer"]]
+            assert row["links"] == mask.sum() == left[name]
+            regrown = row["removed"] - int(twin.masks[name].sum()) + left[name]
+            assert abs(regrown - 0.5 * left[name]) < 1
+            expected = twin.evolved(name, row["removed"], regrown, twin.gradients, "layer")
+            assert torch.equal(kernels(mask, modules[name.removesuffix(".weight")]), expected)
+        twin.masks = topology.masks
+    share = [left[name] / mask.numel() for name, mask in twin.masks.items()]
+    assert max(share) - min(share) > 0.1
+
+
+def test_a_layer_of_small_weights_that_is_pruned_with_others_keeps_its_largest_link():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-6)
+    largest = int(model[1].weight.abs().argmax())
+    model, _, topology = sparse(model, method="gmp", sparsity=0.8, interval=1, stop=2, allocation="model")
+    for _ in range(2):
+        topology.step()
+    links = [int(mask.sum()) for mask in topology.masks.values()]
+    assert links[1] == 1
+    assert topology.masks["1.weight"].view(-1)[largest]
+    assert sum(links) == round(0.2 * 216) + round(0.2 * 576) + round(0.2 * 288)
+
+
 def test_layers_that_choose_again_what_they_removed_stop_evolving():
     """From the evolution after the first in which they do, for good, also in a resumed run."""
     method = chtconv.method("cht", early_stop=0.6)

@@ -189,6 +189,20 @@ def test_initial_topologies_that_cannot_be():
     sparse(nn.Sequential(nn.Conv2d(16, 12, 1)), initial="small_world", allocation="layer")
 
 
+def test_layers_with_a_sparsity_or_an_allocation_of_their_own_are_not_pruned_with_the_others():
+    overrides = {"0": {"sparsity": 0.5}, "5": {"allocation": "kernel"}}
+    model, optimizer, topology = sparse(
+        mixed_network(), method="granet", sparsity=0.8, allocation="model", overrides=overrides, interval=1, stop=5
+    )
+    train(model, optimizer, 6)
+    links = {name: int(mask.sum()) for name, mask in topology.masks.items()}
+    assert links.pop("0.weight") == round(0.5 * 216)
+    assert topology.masks["5.weight"].flatten(1).sum(1).tolist() == [round(0.2 * 9)] * 8
+    assert links.pop("5.weight") == 16
+    assert sum(links.values()) == sum(round(0.2 * topology.masks[name].numel()) for name in links)
+    assert any(number != round(0.2 * topology.masks[name].numel()) for name, number in links.items())
+
+
 def test_density_schedules_need_a_start_and_an_end_and_constant_ones_have_none():
     with pytest.raises(ConfigurationError, match="layer 0: the density schedule 'cubic' needs an end"):
         sparse(method="gmp")

@@ -123,10 +123,13 @@ def _rank(row: Row) -> int:
 
 
 def _links(row: Row) -> tuple[Any, ...]:
-    """How many links there are: in which layers, how their number changes, and the sparsity that it starts from."""
+    """How many links there are: in which layers, how their number changes, and the sparsity that it starts from.
+
+    Where layers are pruned together, each has another number than by its distribution.
+    """
     known = METHODS.get(row.method)
     density = row.config["density"] or (known.density if known else "constant")
-    layers = row.config["layers"], row.config["distribution"]
+    layers = row.config["layers"], row.config["distribution"], row.config["allocation"] == "model"
     if density == "constant":
         return *layers, density, None
     initial = row.config["initial_sparsity"]

@@ -35,11 +35,12 @@ def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
     kernel = layer.settings.allocation == "kernel"
     found = layer.matrix(mask).sum(1) if kernel else mask.sum().view(1)
     low, high = sorted(layer.links_at(density) for density in layer.densities)
-    unchanging = not layer.settings.method.redistribute
-    if not bool((found == links).all()) or (unchanging and not low <= links <= high):
+    if layer.settings.method.redistribute or layer.settings.allocation == "model":
+        low, high = 1, mask.numel()
+    if not bool((found == links).all()) or not low <= links <= high:
         raise ConfigurationError(
             f"layer {layer.name}: the mask to load has {int(found.min())} to {int(found.max())} links a "
-            f"{layer.settings.allocation}; accepted are {low}{f' to {high}' if high > low else ''}, "
+            f"{'kernel' if kernel else 'layer'}; accepted are {low}{f' to {high}' if high > low else ''}, "
             "as sparsify was told."
         )
 

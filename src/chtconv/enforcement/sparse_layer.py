@@ -42,7 +42,8 @@ class Settings:
         graph: on which graph.
         exact: whether scores do not depend on the number of threads.
         allocation: ``"kernel"`` where every kernel has the same number of links, ``"layer"`` where links compete
-            within the whole layer; None until the method has decided.
+            within the whole layer, ``"model"`` where layers are pruned together besides; None until the method has
+            decided.
         initial: the initial topology, see :mod:`chtconv.initial.masks`.
         windows: which windows scores are averaged over.
     """

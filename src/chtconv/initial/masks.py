@@ -22,7 +22,7 @@ LINEAR_TOPOLOGIES: Mapping[str, LinearTopology] = MappingProxyType({
         outputs, inputs, links, 0.25, generator
     ),
 })  # fmt: skip
-ALLOCATIONS = ("kernel", "layer")
+ALLOCATIONS = ("kernel", "layer", "model")
 
 
 def links_at(density: float, shape: tuple[int, int], allocation: str | None, layer: str) -> int:
@@ -31,7 +31,7 @@ def links_at(density: float, shape: tuple[int, int], allocation: str | None, lay
     Args:
         density: share of active positions, in (0, 1].
         shape: kernels, and positions of a kernel (input channels of the group times kernel positions).
-        allocation: ``"kernel"`` or ``"layer"``.
+        allocation: ``"kernel"``, or another name in :data:`ALLOCATIONS` for the whole layer.
         layer: name of the layer, for the error.
 
     Raises:
@@ -41,11 +41,11 @@ def links_at(density: float, shape: tuple[int, int], allocation: str | None, lay
     (1, 86)
     """
     kernels, positions = shape
-    size = positions if allocation == "kernel" else kernels * positions
+    part, size = ("kernel", positions) if allocation == "kernel" else ("layer", kernels * positions)
     links = round(density * size)
     if links < 1:
         raise ConfigurationError(
-            f"layer {layer}: at sparsity {1 - density:.6g} a {allocation} of {size} positions would hold no link; "
+            f"layer {layer}: at sparsity {1 - density:.6g} a {part} of {size} positions would hold no link; "
             f"accepted is less than {1 - 0.5 / size:.6g}, or leave the layer out."
         )
     return links
@@ -66,7 +66,7 @@ def initial_mask(
         initial: ``"random"``, a name in :data:`LINEAR_TOPOLOGIES`, or a function like those.
         shape: kernels and positions of a kernel.
         links: of each kernel or of the layer, as ``allocation`` says.
-        allocation: ``"kernel"`` or ``"layer"``.
+        allocation: a name in :data:`ALLOCATIONS`.
         generator: draws the links.
         layer: name of the layer, for errors.
         linear: whether it has a single kernel position and one group, as these topologies need.

@@ -156,7 +156,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({
     ),
     "granet": Method(
         regrowth="gradient", density="cubic", initial_sparsity=0.5,
-        summary="GraNet: gradual pruning with regrowth by gradient",
+        summary="GraNet: gradual pruning with regrowth by gradient; published with allocation='model' and ERK",
     ),
     "cht": Method(
         regrowth="highest_score", summary="Cannistraci-Hebb Training: the links of highest score regrow"

@@ -47,10 +47,18 @@ def check_layer(name: str, module: Layer, settings: Settings, densities: tuple[f
         raise unknown("allocation", allocation, ALLOCATIONS)
     if method.uses_scores:
         check_paths(f"layer {name}", positions_of(module), settings.predictor, settings.graph)
-    if method.moves_links and allocation != "layer":
+    if method.moves_links and allocation == "kernel":
         raise ConfigurationError(
             f"layer {name}: a method with redistribute=True or prune_dead=True changes the number of links of "
             f"kernels; accepted is allocation='layer' with it, not {allocation!r}."
+        )
+    falling = method.density != "constant" and densities[0] >= densities[1]
+    if allocation == "model" and not (falling and method.removal == "magnitude"):
+        raise ConfigurationError(
+            f"layer {name}: allocation='model' prunes layers together by magnitude where their density falls; accepted "
+            "with it are removal='magnitude' and a density that falls, as in 'granet' and 'gmp', not removal="
+            f"{method.removal!r} and density={method.density!r} from {densities[0]:.6g} to {densities[1]:.6g}. A layer "
+            f"can differ: overrides={{{name!r}: {{'allocation': 'layer'}}}}."
         )
     for density in densities:
         links_at(density, matrix_shape(module), allocation, name)

@@ -7,7 +7,7 @@ Shapes: a layer is a matrix of O kernels and I positions; links compete within R
 kernels, or one row for the whole layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,23 +88,53 @@ def evolve(
     Returns:
         What became of each layer, in the order of ``layers``.
     """
-    plan = _plan(layers, zeta, progress)
-    removed = [_remove(layer, *plan[layer], progress, generator_of(layer)) for layer in layers]
+    generators = {layer: generator_of(layer) for layer in layers}
+    plan = _plan(layers, zeta, progress, generators)
+    removed = [_remove(layer, *plan[layer], progress, generators[layer]) for layer in layers]
     return _regrow_all(_without_dead(removed, chains) if chains else removed, ranks)
 
 
-def _plan(layers: Sequence[SparseLayer], zeta: float, progress: float) -> dict[SparseLayer, tuple[int, float]]:
+def _plan(
+    layers: Sequence[SparseLayer], zeta: float, progress: float, generators: Mapping[SparseLayer, torch.Generator]
+) -> dict[SparseLayer, tuple[int, float]]:
     """Links of a row after the evolution, and how many are exchanged, for each layer."""
+    targets = {layer: _links_at(layer, progress) for layer in layers}
+    together = {layer: targets[layer] for layer in layers if layer.settings.allocation == "model"}
+    if together:
+        targets |= _pruned_together(together, generators[next(iter(together))])
     plan = {}
-    for layer in layers:
-        method = layer.settings.method
-        first, last = layer.densities
-        target = layer.links_at(first + (last - first) * DENSITIES[method.density](progress))
-        if method.redistribute:
-            target = layer.links
-        exchanged = 0.0 if method.regrowth is None or layer.stopped else zeta * min(layer.links, target)
-        plan[layer] = target, exchanged
+    for layer, target in targets.items():
+        fixed = layer.settings.method.regrowth is None or layer.stopped
+        plan[layer] = target, 0.0 if fixed else zeta * min(layer.links, target)
     return plan | _moved(layers, zeta)
+
+
+def _links_at(layer: SparseLayer, progress: float) -> int:
+    """Links of a row that a layer has by itself at this point."""
+    method, (first, last) = layer.settings.method, layer.densities
+    if method.redistribute:
+        return layer.links
+    return layer.links_at(first + (last - first) * DENSITIES[method.density](progress))
+
+
+def _pruned_together(targets: Mapping[SparseLayer, int], generator: torch.Generator) -> dict[SparseLayer, int]:
+    """Links of layers after pruning by one threshold over the magnitudes of all of them, as in GraNet.
+
+    The largest of each layer stays, because without any no input would reach those behind it.
+
+    Args:
+        targets: links that the layers would have if each were pruned by itself; their sum is what is left in all.
+        generator: breaks ties.
+    """
+    sizes = [whole(layer.weight.detach())[layer.mask].float().abs().to(generator.device) for layer in targets]
+    prunable = [torch.ones_like(size, dtype=torch.bool) for size in sizes]
+    for size, may_go in zip(sizes, prunable, strict=True):
+        may_go[size.argmax()] = False
+    surplus = max(0, sum(map(len, sizes)) - sum(targets.values()))
+    count = Count(surplus, torch.zeros(1, 1, dtype=torch.bool, device=generator.device))
+    gone_N = least_important(torch.cat(sizes)[None], torch.cat(prunable)[None], count, generator)[0]
+    gone = torch.stack([part.sum() for part in gone_N.split([len(size) for size in sizes])]).tolist()
+    return {layer: layer.links - fewer for layer, fewer in zip(targets, gone, strict=True)}
 
 
 def _moved(layers: Sequence[SparseLayer], zeta: float) -> dict[SparseLayer, tuple[int, float]]:

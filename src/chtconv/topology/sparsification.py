@@ -85,7 +85,10 @@ def sparsify(
             ``predictor``, ``graph``, ``windows``, ``allocation`` and ``initial``. Where several match, later ones win.
         allocation: ``"kernel"``, the same number of links in every kernel (the paper), or ``"layer"``, where links
             compete within the whole layer (as SET and RigL are usually run; link scores by the method's
-            ``kernel_shares``); by default kernel, but layer for methods that move links between kernels or layers.
+            ``kernel_shares``), or ``"model"``, the same but for a density that falls: then one threshold over the
+            magnitudes of all layers says which links are pruned, and each layer exchanges its own (as published
+            GraNet does; layers with a sparsity of their own are pruned by themselves); by default kernel, but layer
+            for methods that move links between kernels or layers.
         distribution: ``"uniform"``, the same sparsity in every layer, or ``"erk"`` (Erdős-Rényi-Kernel); layers with
             a sparsity of their own do not take part.
         initial: initial topology: ``"random"``, or for linear layers ``"small_world"`` or ``"receptive_field"``, see
@@ -131,6 +134,9 @@ def sparsify(
         for name in modules
         if fnmatchcase(name, pattern) and "sparsity" in changes
     }
+    for name in own:
+        if settings[name].allocation == "model":
+            settings[name] = replace(settings[name], allocation="layer")
     warn_of_ignored(settings)
     densities = _densities(modules, settings, own, distribution, sparsity, initial_sparsity)
     for name, module in modules.items():

@@ -27,6 +27,8 @@ def next_command(words: Sequence[str], config: Config) -> str:
 
     >>> next_command(["train", "--out", "run", "--resume"], Config().replace(seed=3))
     'chtconv train --seed 3 --method set --out run-set'
+    >>> next_command(["train"], Config().replace(method="granet", allocation="model"))
+    'chtconv train --method set'
     """
     method = config.topology.method
     other = "chts" if method == "set" else "set"
@@ -35,6 +37,8 @@ def next_command(words: Sequence[str], config: Config) -> str:
     folder = ["--out", f"{out.rstrip('/')}-{other}"] if out else []
     # A dense run has no sparsity that the other one could share.
     own = {"method", "initial_sparsity"} | ({"sparsity"} if method == DENSE else set())
+    # Layers are pruned together only where their density falls.
+    own |= {"allocation"} if config.topology.allocation == "model" else set()
     changed = config.differences(recipe(name or DEFAULT_RECIPE))
     settings = [word for name, (value, _) in changed.items() if name not in own for word in typed(name, value)]
     return shlex.join(["chtconv", "train", *start, *settings, "--method", other, *folder])
