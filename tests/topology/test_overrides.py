@@ -203,6 +203,19 @@ def test_layers_with_a_sparsity_or_an_allocation_of_their_own_are_not_pruned_wit
     assert any(number != round(0.2 * topology.masks[name].numel()) for name, number in links.items())
 
 
+@pytest.mark.parametrize("method", ["granet", "chtss"])
+def test_a_layer_with_a_sparsity_of_its_own_starts_no_sparser_than_it_ends(method):
+    """Unless it is said where to start."""
+    options = {"method": method, "sparsity": 0.9, "stop": 1000, "overrides": {"0": {"sparsity": 0.0}}}
+    _, _, topology = sparse(**options)
+    assert topology.masks["0.weight"].all()
+    assert topology.stats()["layers"]["3.weight"]["sparsity"] == 0.5
+    started = sparse(initial_sparsity=1 / 3, **options)[2]
+    assert started.stats()["layers"]["0.weight"]["sparsity"] == pytest.approx(1 / 3)
+    sparser = sparse(**options | {"overrides": {"0": {"sparsity": 0.8}}})[2]
+    assert sparser.stats()["layers"]["0.weight"]["links"] == 8 * round(0.5 * 27)
+
+
 def test_density_schedules_need_a_start_and_an_end_and_constant_ones_have_none():
     with pytest.raises(ConfigurationError, match="layer 0: the density schedule 'cubic' needs an end"):
         sparse(method="gmp")

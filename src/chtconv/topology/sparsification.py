@@ -80,7 +80,8 @@ def sparsify(
         stop: no evolution at this optimizer step or later; by default three quarters of ``total_steps``.
         total_steps: length of the training in optimizer steps, only used for ``stop``.
         layers: what to make sparse: names of modules with wildcards, types of modules, or a function of name and
-            module; by default every convolution, transposed ones too, and no linear layer.
+            module, which is asked about linear layers, too; by default every convolution, transposed ones too, and no
+            linear layer.
         overrides: by name of modules with wildcards, what is different there: any of ``sparsity``, ``method``,
             ``predictor``, ``graph``, ``windows``, ``allocation`` and ``initial``. Where several match, later ones win.
         allocation: ``"kernel"``, the same number of links in every kernel (the paper), or ``"layer"``, where links
@@ -93,7 +94,8 @@ def sparsify(
             a sparsity of their own do not take part.
         initial: initial topology: ``"random"``, or for linear layers ``"small_world"`` or ``"receptive_field"``, see
             :mod:`chtconv.initial.bipartite`.
-        initial_sparsity: sparsity before training, for methods that change it; by default that of the method.
+        initial_sparsity: sparsity before training, for methods that change it; by default that of the method, or for
+            layers with a sparsity of their own that one, where it is lower.
         seed: initial masks and evolution depend on this and nothing else that is random.
         state: of a topology that was saved, to go on from at once. Where weights are loaded before ``sparsify`` is
             called, as frameworks do, this keeps them; without it they would be cut to new masks, and loading the
@@ -265,6 +267,8 @@ def _densities(
             )
         else:
             first = distributed(start)[name] if name in shapes else _density(start, name)
+            if name not in shapes and initial_sparsity is None:
+                first = max(first, last[name])
             if each.method.regrowth is None and first < last[name]:
                 raise ConfigurationError(
                     f"layer {name}: from sparsity {1 - first:.6g} to {1 - last[name]:.6g} links would have to come, "
