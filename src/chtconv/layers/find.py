@@ -19,9 +19,9 @@ def find_layers(model: nn.Module, choice: Choice | None) -> dict[str, Layer]:
 
     Args:
         model: any model.
-        choice: names of modules with wildcards as in file names, types of modules, or a function of name and module;
-            None for every convolution. Whatever is chosen must be a convolution (1 to 3 axes, transposed or not) or
-            a linear layer.
+        choice: names of modules with wildcards as in file names, types of modules, or a function of name and module,
+            which is asked about linear layers, too; None for every convolution. Whatever is chosen must be a
+            convolution (1 to 3 axes, transposed or not) or a linear layer.
 
     Raises:
         ConfigurationError: a pattern or type that matches no layer, or a model without any.
