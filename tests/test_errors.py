@@ -138,6 +138,7 @@ def test_a_size_without_a_graph_names_the_layer(method):
         ("set", {"explore": 0.9}),
         ("cht", {"temperature": 3.0}),
         ("rigl", {"smoothing": 0.5}),
+        ("occupancy", {"smoothing": 0.5}),
         ("set", {"kernel_shares": "equal"}),
         ("chts", {"kernel_shares": "equal"}),
         ("static", {"early_stop": 0.5}),
@@ -151,6 +152,14 @@ def test_a_value_that_makes_no_difference_is_warned_of_once(name, changes):
         sparse(method=method, total_steps=900)
     assert len(caught) == 1
     assert caught[0].filename == str(Path(support.__file__))
+
+
+def test_smoothing_makes_no_difference_to_what_it_leads_to():
+    """Whether a method brings the predictor or not; to other controls it does."""
+    smooth = chtconv.method("chts", smoothing=0.5)
+    with pytest.warns(ChtconvWarning, match=r"layer 0: smoothing=0\.5 makes no difference .* predictor 'occupancy'"):
+        sparse(method=smooth, predictor="occupancy")
+    sparse(method=chtconv.method("input_degree", smoothing=0.5), predictor="occupancy")
 
 
 def test_what_makes_a_difference_somewhere_is_not_warned_of():

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from chtconv.errors import ConfigurationError, unknown
-from chtconv.methods.regrowth import REGROWTHS, SHARES
+from chtconv.methods.regrowth import PRIOR, REGROWTHS, SHARES
 from chtconv.methods.removal import REMOVALS
 from chtconv.methods.schedule import DECAYS, DENSITIES
 from chtconv.scores.api import SCORES
@@ -107,7 +107,7 @@ class Method:
         """
         sampled = self.regrowth is not None and REGROWTHS[self.regrowth].sampled
         noticed = {
-            "temperature": sampled, "explore": sampled, "smoothing": self.uses_scores,
+            "temperature": sampled, "explore": sampled, "smoothing": self.uses_scores and self.predictor != PRIOR,
             "kernel_shares": self.uses_scores, "early_stop": self.regrowth is not None,
         }  # fmt: skip
         usual = Method.__dataclass_fields__

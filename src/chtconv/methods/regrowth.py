@@ -21,6 +21,8 @@ ROUNDING_BITS = 8
 # Below every score divided by a time, so that positions without score come last.
 _LAST = 2.0**-80
 
+# What smoothing mixes into link scores.
+PRIOR = "occupancy"
 # What a kernel's share in the regrowth of a layer goes by: the scores as they are, its links, or nothing.
 SHARES = ("scores", "links", "equal")
 

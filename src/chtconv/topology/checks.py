@@ -3,6 +3,7 @@
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -69,13 +70,13 @@ def warn_of_ignored(settings: Mapping[str, Settings]) -> None:
     told: set[str] = set()
     for name, each in settings.items():
         method = each.method
-        ignored = set(method.ignored)
+        ignored = set(replace(method, predictor=each.predictor).ignored)
         if each.allocation == "kernel" and method.kernel_shares is not None:
             ignored.add("kernel_shares")
         for field in sorted(ignored - told):
             warnings.warn(
                 f"layer {name}: {field}={getattr(method, field)!r} makes no difference with regrowth "
-                f"{method.regrowth!r} and allocation {each.allocation!r}.",
+                f"{method.regrowth!r}, predictor {each.predictor!r} and allocation {each.allocation!r}.",
                 ChtconvWarning,
                 stacklevel=3,
             )

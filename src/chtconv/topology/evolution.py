@@ -20,7 +20,7 @@ from chtconv.layers.chains import Link, remove_dead
 from chtconv.layers.matrix import by_channel, from_channels, groups_of
 from chtconv.methods import Method
 from chtconv.methods.redistribution import redistribute
-from chtconv.methods.regrowth import REGROWTHS, choose, shared_out, smoothed, usual_shares
+from chtconv.methods.regrowth import PRIOR, REGROWTHS, choose, shared_out, smoothed, usual_shares
 from chtconv.methods.removal import REMOVALS, least_important, sampled_by_importance
 from chtconv.methods.schedule import DENSITIES
 from chtconv.selection import Count, count_true, in_chunks, stochastic_round
@@ -314,7 +314,7 @@ def _comparable(scores_OI: Tensor | None, each: _Removed) -> Tensor | None:
     if scores_OI is None:
         return None
     if settings.method.smoothing:
-        prior_OI = each.layer.link_scores(each.kept, predictor="occupancy")
+        prior_OI = each.layer.link_scores(each.kept, predictor=PRIOR)
         scores_OI = smoothed(scores_OI, prior_OI, settings.method.smoothing)
     if settings.allocation == "kernel":
         return scores_OI
