@@ -1,6 +1,8 @@
 """Misuse is named before anything is touched."""
 
+import copy
 import gc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +151,7 @@ def test_a_value_that_makes_no_difference_is_warned_of_once(name, changes):
     method = chtconv.method(name, **changes)
     (field,) = changes
     with pytest.warns(ChtconvWarning, match=rf"layer 0: {field}=.* makes no difference") as caught:
-        sparse(method=method, total_steps=900)
+        sparse(method=method, total_steps=900, layers=["[03]"])
     assert len(caught) == 1
     assert caught[0].filename == str(Path(support.__file__))
 
@@ -160,6 +162,57 @@ def test_smoothing_makes_no_difference_to_what_it_leads_to():
     with pytest.warns(ChtconvWarning, match=r"layer 0: smoothing=0\.5 makes no difference .* predictor 'occupancy'"):
         sparse(method=smooth, predictor="occupancy")
     sparse(method=chtconv.method("input_degree", smoothing=0.5), predictor="occupancy")
+
+
+GEOMETRIES = {
+    "3x3": nn.Conv2d(4, 4, 3, padding=1),
+    "1x1": nn.Conv2d(4, 4, 1),
+    "1x3": nn.Conv2d(16, 16, (1, 3)),
+    "1x3, strides 1 and 3": nn.Conv2d(4, 4, (1, 3), stride=(1, 3)),
+    "patches": nn.Conv2d(4, 4, 4, stride=4),
+    "patches on one axis": nn.Conv2d(16, 16, 2, stride=(1, 2)),
+    "stride 2": nn.Conv2d(16, 16, 3, stride=2),
+    "stride 3 between dilated": nn.Conv1d(16, 16, 3, stride=3, dilation=2),
+    "stride 2 on dilated": nn.Conv1d(16, 16, 2, stride=2, dilation=2),
+    "grouped patches": nn.Conv2d(8, 8, 2, stride=2, groups=2),
+    "round and round": nn.Conv1d(16, 16, 3, stride=3, padding=1, padding_mode="circular"),
+    "transposed": nn.ConvTranspose2d(4, 4, 2, stride=2),
+    "transposed 1x1": nn.ConvTranspose2d(4, 4, 1, stride=2),
+    "linear": nn.Linear(8, 8),
+}
+
+
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_a_graph_without_paths_is_warned_of_and_no_other(kind):
+    """Those on which every position of random masks has score 0."""
+    layer = GEOMETRIES[kind]
+    options = {"layers": ["*"], "sparsity": 0.5, "interval": 10**9}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model, _, topology = sparse(nn.Sequential(copy.deepcopy(layer)), method="cht", **options)
+    model(
+        torch.zeros(1, layer.weight.shape[1])
+        if kind == "linear"
+        else torch.zeros(1, layer.in_channels, *[8] * len(layer.kernel_size))
+    )
+    topology.evolve()
+    assert bool(said) == (topology.records[0]["zero_scores"] == 1)
+    sparse(nn.Sequential(copy.deepcopy(layer)), method="set", **options)
+
+
+def test_all_layers_without_paths_are_named_once_with_the_graph_that_has_them():
+    def model():
+        return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1))
+
+    with pytest.warns(ChtconvWarning, match=r"layers 0, 3: .*no path of length 3 .*graph='layer'") as said:
+        sparse(model(), method="chts")
+    assert len(said) == 1
+    assert said[0].filename == str(Path(support.__file__))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({"graph": "layer"}, {"method": "set"}, {"method": "occupancy"}):
+            sparse(model(), **options)
+        sparse(model(), overrides={"[03]": {"graph": "layer"}})
 
 
 def test_what_makes_a_difference_somewhere_is_not_warned_of():

@@ -1,5 +1,6 @@
 """What can be wrong with what :func:`chtconv.sparsify` is given, found before anything is touched."""
 
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from chtconv.enforcement.sparse_layer import Settings
 from chtconv.errors import ChtconvWarning, ConfigurationError, unknown
 from chtconv.initial import ALLOCATIONS, links_at
 from chtconv.layers.find import weight_of
-from chtconv.layers.matrix import Layer, matrix_shape, positions_of
+from chtconv.layers.matrix import TRANSPOSED, Layer, matrix_shape, positions_of
 from chtconv.scores.api import check_names, check_paths
+from chtconv.scores.controls import CONTROLS
 from chtconv.topology.topology import MARK
 
 
@@ -81,6 +83,40 @@ def warn_of_ignored(settings: Mapping[str, Settings]) -> None:
                 stacklevel=3,
             )
         told |= ignored
+
+
+def warn_of_no_paths(modules: Mapping[str, Layer], settings: Mapping[str, Settings]) -> None:
+    """Of layers whose kernel graph has no paths: who predicts links there would train SET and not know it."""
+    without = [
+        name
+        for name, each in settings.items()
+        if each.method.uses_scores
+        and each.predictor not in CONTROLS
+        and each.graph == "kernel"
+        and not _has_paths(modules[name])
+    ]
+    if without:
+        warnings.warn(
+            f"layer{'s' if len(without) > 1 else ''} {', '.join(without)}: the kernel graph has no path of length 3 "
+            "there, so that every link score is 0 and says nothing of which links come; with graph='layer', in general "
+            "or in overrides, there are some.",
+            ChtconvWarning,
+            stacklevel=3,
+        )
+
+
+def _has_paths(module: Layer) -> bool:
+    """Whether a disabled position can be at the end of a path of length 3 on the kernel graph of a layer.
+
+    That takes two windows that share an activation, or, since the sides of a transposed convolution are exchanged, two
+    activations that share a window.
+    """
+    if isinstance(module, nn.Linear):
+        return False
+    if isinstance(module, TRANSPOSED) or module.padding_mode == "circular":
+        return positions_of(module) > 1
+    axes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    return any(stride // math.gcd(stride, dilation) < kernel for kernel, stride, dilation in axes)
 
 
 def whole_steps(name: str, value: Any, least: int) -> int:

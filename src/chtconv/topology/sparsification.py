@@ -21,7 +21,14 @@ from chtconv.methods import Method
 from chtconv.methods import method as find_method
 from chtconv.methods.schedule import USUAL_DECAY, Schedule
 from chtconv.randomness import canonical_names, generator
-from chtconv.topology.checks import check_layer, check_weights, warn_of_ignored, whole_seed, whole_steps
+from chtconv.topology.checks import (
+    check_layer,
+    check_weights,
+    warn_of_ignored,
+    warn_of_no_paths,
+    whole_seed,
+    whole_steps,
+)
 from chtconv.topology.topology import Topology
 
 if TYPE_CHECKING:
@@ -70,7 +77,8 @@ def sparsify(
             ``distribution`` say; where the method changes it, that at the end.
         method: a name in :data:`chtconv.METHODS`, or a method put together with :func:`chtconv.method`.
         predictor: link predictor of methods that use one, see :func:`chtconv.link_scores`.
-        graph: ``"kernel"``, the graph of the paper, or ``"layer"``, in which all kernels of a layer share one.
+        graph: ``"kernel"``, the graph of the paper, or ``"layer"``, in which all kernels of a layer share one: for
+            linear layers, 1x1 convolutions and others whose windows do not overlap, whose kernel graphs have no paths.
         windows: which windows scores are averaged over, see :func:`chtconv.link_scores`.
         zeta: fraction of the links that an evolution removes and regrows, in (0, 1].
         zeta_schedule: ``"constant"``, ``"cosine"`` or ``"linear"`` (both falling to 0 at ``stop``); by default that of
@@ -143,6 +151,7 @@ def sparsify(
     densities = _densities(modules, settings, own, distribution, sparsity, initial_sparsity)
     for name, module in modules.items():
         check_layer(name, module, settings[name], densities[name])
+    warn_of_no_paths(modules, settings)
     chains = None
     if any(each.method.prune_dead for each in settings.values()):
         chains = consecutive_layers(model, list(modules))
