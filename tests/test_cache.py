@@ -1,7 +1,13 @@
 """The disk cache is a shortcut: with whatever is found there, the constants are right."""
 
+import importlib
+import os
+import py_compile
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -131,6 +137,71 @@ def test_scores_are_the_same_from_the_cache(folder):
     assert len(list(folder.iterdir())) == 1
     pattern_table.cache_clear()
     assert torch.equal(chtconv.link_scores(mask, 8, padding=1), built)
+
+
+def test_scores_are_those_of_the_predictor_as_it_is_now(folder, tmp_path_factory):
+    """A copy of the package with another CH3-L3n beside a cache that the package itself has filled."""
+    copy = tmp_path_factory.mktemp("edited") / "chtconv"
+    shutil.copytree(Path(chtconv.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import torch, chtconv; mask = torch.arange(36).view(2, 2, 3, 3) % 5 < 2;"
+        "print(chtconv.link_scores(mask, 8, padding=1).sum().item())"
+    )
+
+    def score(cache):
+        environment = {**os.environ, "PYTHONPATH": str(copy.parent), "CHTCONV_CACHE": str(cache)}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=copy.parent, capture_output=True, check=True
+        ).stdout
+
+    before = score(folder)
+    assert len(list(folder.iterdir())) == 1
+    predictors = copy / "scores" / "predictors.py"
+    source = predictors.read_text()
+    assert source.count("return 1 / (1 + external)") == 1
+    predictors.write_text(source.replace("return 1 / (1 + external)", "return 2 / (1 + external)"))
+    assert score(folder) == score("") != before
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_digest_of_sources_changes_with_any_of_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("one_of_two", "two_of_two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    digests = {cache.sources("one_of_two", "two_of_two"), cache.sources("one_of_two"), cache.sources("two_of_two")}
+    for content in ("a = 1", "a = 2"):
+        (tmp_path / "two_of_two" / "part.py").write_text(content)
+        digests.add(cache.sources("one_of_two", "two_of_two"))
+    (tmp_path / "two_of_two" / "note.txt").write_text("")
+    digests.add(cache.sources("one_of_two", "two_of_two"))
+    assert len(digests) == 5
+    assert None not in digests
+
+
+def test_sources_are_read_from_an_archive_and_nothing_stands_for_those_that_cannot_be(tmp_path, monkeypatch):
+    source = tmp_path / "source.py"
+    source.write_text("a = 1")
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.write(source, "archived_package/__init__.py")
+    (tmp_path / "compiled_package").mkdir()
+    py_compile.compile(str(source), cfile=str(tmp_path / "compiled_package" / "__init__.pyc"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "archive.zip")
+    assert importlib.import_module("compiled_package").a == importlib.import_module("archived_package").a == 1
+    assert cache.sources("archived_package") is not None
+    assert cache.sources("compiled_package") is None
+    assert cache.sources("archived_package", "compiled_package") is None
+
+
+def test_without_sources_nothing_is_kept(folder, monkeypatch):
+    mask = torch.rand(4, 4, 3, 3) < 0.4
+    with monkeypatch.context() as patch:
+        patch.setattr("chtconv.scores.patterns._SOURCES", None)
+        without = chtconv.link_scores(mask, 8, padding=1)
+    assert not list(folder.iterdir())
+    pattern_table.cache_clear()
+    assert torch.equal(chtconv.link_scores(mask, 8, padding=1), without)
 
 
 def test_many_processes_may_write_at_once(folder):

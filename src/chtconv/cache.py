@@ -7,6 +7,7 @@ nothing to do without.
 
 import contextlib
 import hashlib
+import importlib.resources
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -20,8 +21,6 @@ from torch import Tensor
 
 from chtconv.files import PARTIAL, write_atomically
 
-# Part of every key: to be raised when the meaning of a constant changes.
-_VERSION = 2
 _LIMIT = 2**29  # bytes
 
 
@@ -48,9 +47,31 @@ def cached(key: str, shape: Sequence[int], dtype: torch.dtype, build: Callable[[
     return constant
 
 
+def sources(*packages: str) -> str | None:
+    """A digest of the source files of packages, as a part of keys: what other code has built is not read.
+
+    Args:
+        packages: their names; the packages within them do not count.
+
+    Returns:
+        The digest; None where sources cannot be read, as in a frozen program: then nothing says what code there is.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for package in packages:
+        try:
+            files = [file for file in importlib.resources.files(package).iterdir() if file.name.endswith(".py")]
+            contents = [(file.name, file.read_bytes()) for file in sorted(files, key=lambda file: file.name)]
+        except (OSError, TypeError, ValueError):
+            return None
+        if not contents:
+            return None
+        digest.update(repr((package, contents)).encode())
+    return digest.hexdigest()
+
+
 def _path(key: str) -> Path | None:
     folder = os.environ.get("CHTCONV_CACHE", platformdirs.user_cache_dir("chtconv", appauthor=False))
-    digest = hashlib.blake2b(f"{_VERSION}/{key}".encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     return Path(folder) / f"{digest}.safetensors" if folder else None
 
 

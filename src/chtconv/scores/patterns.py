@@ -13,12 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chtconv.cache import cached
+from chtconv.cache import cached, sources
 from chtconv.scores.cases import constants, input_cases, mean_weights
 from chtconv.scores.rule import Rule
 from chtconv.selection import in_chunks
 
 MAX_POSITIONS = 9
+# Of all code that a table depends on, and read with it: an editor may change a file while the process runs.
+_SOURCES = sources("chtconv.scores", "chtconv.layers")
 
 
 class PatternTable(NamedTuple):
@@ -49,7 +51,11 @@ def pattern_table(rule: Rule, device: torch.device) -> PatternTable:
     bits_SK = (torch.arange(2**K, device=device)[:, None] >> torch.arange(K, device=device) & 1).to(rule.dtype)
     targets_J = (bits_SK.T == 0).flatten().nonzero().flatten()
     shape = (2**K + K * K, len(targets_J))
-    values_XJ = cached(repr(rule), shape, rule.dtype, lambda: _values(rule, bits_SK.T.contiguous(), targets_J))
+
+    def build() -> Tensor:
+        return _values(rule, bits_SK.T.contiguous(), targets_J)
+
+    values_XJ = build() if _SOURCES is None else cached(f"{rule!r}/{_SOURCES}", shape, rule.dtype, build)
     both_SL = (bits_SK[:, :, None] * bits_SK[:, None, :]).flatten(1)
     return PatternTable(values_XJ.to(device), targets_J, both_SL)
 
