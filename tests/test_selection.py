@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chtconv import selection
+from chtconv.errors import RuleError
 from chtconv.selection import (
     Count,
     by_value,
@@ -49,6 +50,15 @@ def test_counts_are_exact_and_only_allowed_positions_are_taken(kernels, position
     assert not (taken & ~allowed).any()
     assert torch.equal(taken.sum(1), count.most - count.fewer_O.flatten().long())
     assert set(taken.sum(1).tolist()) <= {int(value), -int(-value // 1)}
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.0, -1.0, float("nan")])
+def test_keys_that_are_not_above_zero_are_refused_where_they_would_be_taken(wrong):
+    keys, allowed = torch.tensor([[3.0, wrong, 2.0]]), torch.tensor([[True, True, False]])
+    with pytest.raises(RuleError, match=rf"gave the key {wrong} to a position"):
+        take_largest(keys.clone(), allowed, Count(2, torch.tensor([[False]])))
+    if not math.isnan(wrong):
+        assert take_largest(keys, allowed, Count(2, torch.tensor([[True]]))).tolist() == [[True, False, False]]
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=2, max_size=30), st.booleans())

@@ -8,6 +8,10 @@ class ConfigurationError(ValueError):
     """A value that cannot be used: the message names it and says what would be accepted."""
 
 
+class RuleError(ConfigurationError):
+    """What a rule of removal or regrowth gave cannot be used: the message goes on after layer and rule."""
+
+
 class ChtconvWarning(UserWarning):
     """Something works, but differently from what one may expect."""
 

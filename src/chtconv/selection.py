@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chtconv.errors import RuleError
+
+_KEY_TYPES = (torch.int32, torch.int64, torch.float32)
 _RANDOM_BITS = 31
 _RANDOM_MAX = 2**_RANDOM_BITS - 1
 # Positions at once: 4 MB in float32.
@@ -68,19 +71,44 @@ def take_largest(keys_OI: Tensor, allowed_OI: Tensor, count: Count) -> Tensor:
     """The largest keys of each row among those allowed, exactly as many as asked for.
 
     Args:
-        keys_OI: int32, int64 or float32 keys above 0; overwritten.
-        allowed_OI: bool; every row must allow at least ``count.most``.
+        keys_OI: int32, int64 or float32 keys above 0, also where they are not allowed; overwritten.
+        allowed_OI: bool; every row must allow as many as are taken in it.
         count: how many to take in each row.
 
     Returns:
         bool of shape [O, I].
+
+    Raises:
+        RuleError: keys of another type or shape; on the CPU also keys that are not above 0 and would be taken.
+            Elsewhere these come last, in no random order.
     """
+    _check_form(keys_OI, allowed_OI)
     if count.most == 0:
         return torch.zeros_like(allowed_OI)
     # The bits of positive floats are in the order of the floats, and integers are compared twice as fast.
     ordered_OI = keys_OI.view(torch.int32) if keys_OI.is_floating_point() else keys_OI
-    index_OM, taken_OM = _largest(ordered_OI.mul_(allowed_OI), count)
+    if not ordered_OI.is_cpu:
+        # To look at them would wait for the device: whatever they are, what is not allowed is below.
+        ordered_OI = ordered_OI.clamp_min_(1)
+    best_OM, index_OM, taken_OM = _largest(ordered_OI.mul_(allowed_OI), count)
+    # What is not a number is not above 0 either.
+    if best_OM.is_cpu and not ((best_OM.view(keys_OI.dtype) > 0) | ~taken_OM).all():
+        wrong = keys_OI[allowed_OI & ~(keys_OI > 0)][0].item()
+        raise RuleError(
+            f"gave the key {wrong} to a position; accepted are keys above 0 for all positions, also for those that are "
+            "worth nothing."
+        )
     return torch.zeros_like(allowed_OI).scatter_(1, index_OM, taken_OM)
+
+
+def _check_form(keys_OI: Tensor, allowed_OI: Tensor) -> None:
+    if not isinstance(keys_OI, Tensor) or keys_OI.dtype not in _KEY_TYPES or keys_OI.shape != allowed_OI.shape:
+        shape = getattr(keys_OI, "shape", None)
+        given = type(keys_OI).__name__ if shape is None else f"{keys_OI.dtype} of shape {list(shape)}"
+        raise RuleError(
+            f"gave keys of {given}; accepted are torch.int32, torch.int64 and torch.float32 of shape "
+            f"{list(allowed_OI.shape)}."
+        )
 
 
 def take_smallest_links(
@@ -111,16 +139,16 @@ def take_smallest_links(
     kernels, positions = mask_OI.shape
     # NumPy searches without branches: seven times as fast as torch.
     place_OL = torch.from_numpy(np.flatnonzero(mask_OI.numpy())).view(kernels, links)
-    index_OM, taken_OM = _largest(by_value(values_OI.take(place_OL), generator, smallest=True), count)
+    _, index_OM, taken_OM = _largest(by_value(values_OI.take(place_OL), generator, smallest=True), count)
     column_OM = place_OL.gather(1, index_OM) - torch.arange(kernels, device="cpu")[:, None] * positions
     return torch.zeros_like(mask_OI).scatter_(1, column_OM, taken_OM)
 
 
-def _largest(keys_OI: Tensor, count: Count) -> tuple[Tensor, Tensor]:
-    """Where the ``count.most`` largest keys of each row are, and whether they count: all, or all but the least."""
+def _largest(keys_OI: Tensor, count: Count) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count.most`` largest keys of each row, where they are, and whether they count: all, or but the least."""
     best_OM, index_OM = keys_OI.topk(count.most, dim=1, sorted=False)
     taken_OM = torch.ones_like(index_OM, dtype=torch.bool)
-    return index_OM, taken_OM.scatter_(1, best_OM.argmin(dim=1, keepdim=True), ~count.fewer_O)
+    return best_OM, index_OM, taken_OM.scatter_(1, best_OM.argmin(dim=1, keepdim=True), ~count.fewer_O)
 
 
 def count_true(mask: Tensor) -> Tensor:

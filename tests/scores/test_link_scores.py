@@ -11,10 +11,11 @@ from torch import nn
 
 from chtconv.errors import ConfigurationError
 from chtconv.layers.geometry import Geometry
-from chtconv.scores import explicit_scores, link_scores
+from chtconv.scores import api, explicit_scores, link_scores
 from chtconv.scores.api import GRAPHS, disabled_scores
 from chtconv.scores.explicit import receptive_fields
 from chtconv.scores.paths import PATH_PREDICTORS
+from chtconv.scores.patterns import pattern_table
 from chtconv.scores.predictors import PREDICTORS
 
 
@@ -333,3 +334,40 @@ def test_windows_that_share_no_activation_score_zero(options):
 def test_bad_input_is_named(mask, options, message):
     with pytest.raises(ConfigurationError, match=message):
         link_scores(mask, 8, **options)
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Adds a predictor of that name."""
+    monkeypatch.setattr(api, "SCORES", (*api.SCORES, "mine"))
+    pattern_table.cache_clear()
+    yield lambda predictor: monkeypatch.setitem(PREDICTORS, "mine", predictor)
+    pattern_table.cache_clear()
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(
+    ("predictor", "message"),
+    [
+        (lambda i, e: -1 / (1 + e), r"gave -1\.0 for internal degree 0 and external degree 0; accepted are finite"),
+        (lambda i, e: 1 / e, "gave inf for internal degree 0 and external degree 0"),
+        (lambda i, e: (40 - e).sqrt(), "gave nan for internal degree 0 and external degree 41"),
+        (lambda i, e: e.sum(0), r"gave a tensor of shape \[64\] for degrees of shape \[64, 64\]"),
+        (lambda i, e: None, "gave NoneType"),
+    ],
+)
+def test_predictors_whose_weights_cannot_be_summed_are_refused(own, predictor, message, graph):
+    own(predictor)
+    for shape in ((2, 3, 3, 3), (2, 3, 4, 4)):
+        with pytest.raises(ConfigurationError, match=f"predictor 'mine' {message}"):
+            link_scores(torch.rand(shape) < 0.4, 7, predictor="mine", graph=graph)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("one", [1, 1.0, torch.tensor(1.0), torch.tensor(1)])
+def test_a_predictor_may_be_a_number_of_any_type(own, one, graph):
+    own(lambda i, e: one)
+    for shape in ((2, 3, 3, 3), (2, 3, 4, 4)):
+        mask = torch.rand(shape) < 0.4
+        expected = link_scores(mask, 7, predictor="cn_l3n", graph=graph)
+        assert torch.equal(link_scores(mask, 7, predictor="mine", graph=graph), expected)

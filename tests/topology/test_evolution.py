@@ -11,7 +11,10 @@ from support import kernels, source, sparse, train
 from torch import nn
 
 import chtconv
+from chtconv.errors import ConfigurationError
 from chtconv.methods import METHODS
+from chtconv.methods.regrowth import REGROWTHS, Regrowth
+from chtconv.methods.removal import REMOVALS, Removal
 from chtconv.topology.evolution import turnover
 
 SWAPPING = [name for name, method in METHODS.items() if method.regrowth and method.density == "constant"]
@@ -511,3 +514,76 @@ def test_smoothing_reaches_positions_that_no_path_leads_to():
         beside[share] = float(new[:, :8].sum() / new.sum())
     assert beside[0.5] == 1
     assert beside[0.0] < 0.5
+
+
+def evolved(method):
+    """A topology after two evolutions by a method, at a sparsity at which few positions have a score."""
+    model, optimizer, topology = sparse(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)), method=method, sparsity=0.9, interval=1
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+    return topology
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (lambda worth, source: worth, r"gave the key 0\.0 to a position; accepted are keys above 0 for all"),
+        (lambda worth, source: -worth - 1, r"gave the key -.*; accepted are keys above 0"),
+        (lambda worth, source: worth * float("nan"), "gave the key nan"),
+        (lambda worth, source: torch.zeros_like(worth, dtype=torch.int64), "gave the key 0 to"),
+        (lambda worth, source: worth.double() + 1, r"gave keys of torch\.float64 .*; accepted are torch\.int32"),
+        (
+            lambda worth, source: worth[:, 1:] + 1,
+            r"gave keys of torch\.float32 of shape \[8, 26\]; accepted are .* of shape \[8, 27\]",
+        ),
+        (lambda worth, source: None, "gave keys of NoneType"),
+    ],
+)
+def test_keys_of_an_own_rule_that_lose_links_are_refused_with_layer_and_rule(keys, message, monkeypatch):
+    monkeypatch.setitem(REGROWTHS, "mine", Regrowth(keys, "scores"))
+    with pytest.raises(ConfigurationError, match=rf"layer 0\.weight: regrowth 'mine' {message}"):
+        evolved(chtconv.Method("magnitude", "mine"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        lambda worth, source: worth + 1,
+        lambda worth, source: torch.rand(worth.shape, generator=source).add_(0.1),
+        lambda worth, source: torch.arange(1, worth.numel() + 1).view(worth.shape),
+        lambda worth, source: torch.arange(1, worth.numel() + 1, dtype=torch.int32).view(worth.shape),
+    ],
+)
+def test_an_own_regrowth_keeps_the_number_of_links(keys, monkeypatch):
+    monkeypatch.setitem(REGROWTHS, "mine", Regrowth(keys, "scores"))
+    topology = evolved(chtconv.Method("magnitude", "mine"))
+    assert [mask.flatten(1).sum(1).unique().tolist() for mask in topology.masks.values()] == [[3], [7]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
+def test_an_own_importance_of_any_type_removes_the_same_links(dtype, monkeypatch):
+    """Rounded to numbers that all of these types hold."""
+    removed = []
+    for kind in (torch.float32, dtype):
+        rule = Removal(lambda weight, gradient, kind=kind: (weight.abs() * 1000).round().to(kind))
+        monkeypatch.setitem(REMOVALS, "mine", rule)
+        torch.manual_seed(0)
+        removed.append(evolved(chtconv.Method("mine", "uniform")).masks)
+    assert all(torch.equal(removed[0][name], removed[1][name]) for name in removed[0])
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        (lambda weight, gradient: weight.abs().sum(-1), r"Tensor of shape \[1, 8\]; accepted is .* \[1, 8, 27\]"),
+        (lambda weight, gradient: None, "NoneType"),
+    ],
+)
+def test_importance_of_an_own_rule_that_is_of_no_link_is_refused(importance, message, monkeypatch):
+    monkeypatch.setitem(REMOVALS, "mine", Removal(importance))
+    with pytest.raises(ConfigurationError, match=rf"layer 0\.weight: removal 'mine' gave {message}"):
+        evolved(chtconv.Method("mine", "uniform"))

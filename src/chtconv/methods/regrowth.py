@@ -27,6 +27,9 @@ PRIOR = "occupancy"
 SHARES = ("scores", "links", "equal")
 
 Worth = Literal["nothing", "scores", "gradient", "momentum", "scores_and_gradient"]
+# The worth of positions, float32 [R, N], and a generator on its device -> keys of that shape: int32, int64 or float32,
+# above 0 for every position, also for those of worth 0. The largest regrow. Equal keys would be chosen by their index:
+# ties are to be broken by the generator. Keys are overwritten.
 Keys = Callable[[Tensor, torch.Generator], Tensor]
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from chtconv.selection import Count, by_value, exponentials, take_largest, take_smallest_links
 
+# Weights, and gradients of active links for rules that need them, [G, O, I] of any floating point type, neither to be
+# changed -> importance of that shape. Links of the smallest magnitude go; what is not a number counts as the largest.
+# Positions that are not active have weight and gradient 0, and their importance is not looked at.
 Importance = Callable[[Tensor, Tensor | None], Tensor]
 
 

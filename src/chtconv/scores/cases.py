@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from chtconv.layers.geometry import Axis, Geometry
-from chtconv.scores.predictors import PREDICTORS, community_weight
+from chtconv.scores.predictors import community_weight, predictor_of
 from chtconv.scores.rule import Rule
 
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
@@ -59,8 +59,11 @@ def mean_weights(gram_LX: Tensor, degree_KX: Tensor, cases: Cases, rule: Rule) -
 
     Returns:
         The shape of ``gram_LX``: the mean over the windows in which ``p`` is in bounds, for each (p, q).
+
+    Raises:
+        ConfigurationError: a predictor that gives something else than finite weights from 0.
     """
-    predictor = PREDICTORS[rule.predictor]
+    predictor = predictor_of(rule.predictor)
     if cases.trivial:
         return rule.rounded(community_weight(predictor, gram_LX, degree_KX))
     shape = gram_LX.shape

@@ -11,11 +11,16 @@ References:
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from chtconv.errors import ConfigurationError
+
+# Internal and external degrees, floating point of one shape, whole numbers from 0, which are not to be written into ->
+# a finite weight from 0 for each, also for pairs of degrees that no node has; or one number for all.
 Predictor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -66,6 +71,10 @@ def ra_l3n(internal: Tensor, external: Tensor) -> Tensor:
 PREDICTORS: dict[str, Predictor] = {"ch3_l3n": ch3_l3n, "ch2_l3n": ch2_l3n, "ra_l3n": ra_l3n, "cn_l3n": cn_l3n}
 
 
+# Degrees up to which a predictor is tried.
+_TRIED = 64
+
+
 def community_weight(predictor: Predictor, common: Tensor, degree: Tensor) -> Tensor:
     """The weight of a node ``z`` in the community of ``(u, v)``: 0 where it shares no neighbour with ``u``.
 
@@ -76,4 +85,38 @@ def community_weight(predictor: Predictor, common: Tensor, degree: Tensor) -> Te
     """
     # A pair that is linked already has degree - common = 0; it is never asked for, and must not become infinite.
     external = (degree - common - 1).clamp_min_(0)
-    return predictor(common, external).mul_(common > 0)
+    weight = torch.as_tensor(predictor(common, external), dtype=common.dtype, device=common.device)
+    return weight.expand_as(common).contiguous().mul_(common > 0)
+
+
+def predictor_of(name: str) -> Predictor:
+    """The predictor with this name.
+
+    Raises:
+        ConfigurationError: it gives something else than finite weights from 0.
+    """
+    predictor = PREDICTORS[name]
+    _try(name, predictor)
+    return predictor
+
+
+@cache
+def _try(name: str, predictor: Predictor) -> None:
+    degrees = torch.arange(_TRIED, dtype=torch.float64, device="cpu")
+    internal, external = torch.meshgrid(degrees, degrees, indexing="ij")
+    weight = predictor(internal.clone(), external.clone())
+    shape = getattr(weight, "shape", ()) if isinstance(weight, (Tensor, int, float)) else None
+    if shape not in ((), internal.shape):
+        given = type(weight).__name__ if shape is None else f"a tensor of shape {list(shape)}"
+        raise ConfigurationError(
+            f"predictor {name!r} gave {given} for degrees of shape {list(internal.shape)}; accepted is a tensor of "
+            "their shape, or a number."
+        )
+    tried = torch.as_tensor(weight, dtype=torch.float64, device=internal.device).expand_as(internal)
+    wrong = ~((tried >= 0) & tried.isfinite())
+    if wrong.any():
+        i, e = wrong.nonzero()[0].tolist()
+        raise ConfigurationError(
+            f"predictor {name!r} gave {tried[i, e].item()} for internal degree {i} and external degree {e}; accepted "
+            "are finite numbers from 0."
+        )

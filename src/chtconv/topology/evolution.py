@@ -7,7 +7,8 @@ Shapes: a layer is a matrix of O kernels and I positions; links compete within R
 kernels, or one row for the whole layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from chtconv.enforcement.distributed import Ranks, share_out
 from chtconv.enforcement.sharding import gathered, local, whole
 from chtconv.enforcement.sparse_layer import SparseLayer
+from chtconv.errors import ConfigurationError, RuleError
 from chtconv.layers.chains import Link, remove_dead
 from chtconv.layers.matrix import by_channel, from_channels, groups_of
 from chtconv.methods import Method
@@ -190,16 +192,17 @@ def _remove(layer: SparseLayer, target: int, exchanged: float, progress: float, 
     if REMOVALS[str(layer.settings.method.removal)].needs_gradient:
         gradient = layer.weight.grad if layer.weight.grad is not None else torch.zeros_like(layer.weight)
         gradient_GOI = layer.matrix(whole(gradient)).unflatten(0, (groups, -1))
-    removed_RN = choose_removed(
-        layer.settings.method,
-        weight_GOI,
-        gradient_GOI,
-        mask_RN,
-        counts.removed,
-        progress,
-        generator,
-        layer.links,
-    )
+    with _named(layer, f"removal {layer.settings.method.removal!r}"):
+        removed_RN = choose_removed(
+            layer.settings.method,
+            weight_GOI,
+            gradient_GOI,
+            mask_RN,
+            counts.removed,
+            progress,
+            generator,
+            layer.links,
+        )
     removed_OI = removed_RN.view(mask_OI.shape)
     return _Removed(layer, mask_OI & ~removed_OI, removed_OI, counts.regrown, target, generator)
 
@@ -228,10 +231,20 @@ def choose_removed(
 
     Returns:
         bool of shape [R, N].
+
+    Raises:
+        RuleError: an importance that is not of the shape of the weights.
     """
     assert method.removal is not None
     rule = REMOVALS[method.removal]
-    importance_RN = rule.importance(weight_GOI, gradient_GOI).reshape(mask_RN.shape)
+    importance_GOI = rule.importance(weight_GOI, gradient_GOI)
+    shape = getattr(importance_GOI, "shape", ())
+    if shape != weight_GOI.shape:
+        raise RuleError(
+            f"gave {type(importance_GOI).__name__} of shape {list(shape)}; accepted is a tensor of the shape of the "
+            f"weights, {list(weight_GOI.shape)}."
+        )
+    importance_RN = importance_GOI.float().reshape(mask_RN.shape)
     removed = []
     for some in in_chunks(mask_RN):
         rows = importance_RN[some], mask_RN[some], count.of(some), generator
@@ -286,7 +299,21 @@ def _told(each: _Removed, mask_N: Tensor, scored: Tensor) -> Evolved:
     return _evolved(each, mask_OI, scored if each.layer.settings.method.uses_scores else None)
 
 
+@contextmanager
+def _named(layer: SparseLayer, rule: str) -> Iterator[None]:
+    """Errors of what a rule gave name the layer and the rule."""
+    try:
+        yield
+    except RuleError as error:
+        raise ConfigurationError(f"layer {layer.name}: {rule} {error}") from error
+
+
 def _regrow(each: _Removed) -> Evolved:
+    with _named(each.layer, f"regrowth {each.layer.settings.method.regrowth!r}"):
+        return _with_regrown(each)
+
+
+def _with_regrown(each: _Removed) -> Evolved:
     layer, method = each.layer, each.layer.settings.method
     if method.regrowth is None:
         return _evolved(each, each.kept, None)
