@@ -1,7 +1,7 @@
 """What users get to see when something they asked for cannot be done."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class ConfigurationError(ValueError):
@@ -30,3 +30,13 @@ def unknown(kind: str, name: object, accepted: Iterable[str]) -> ConfigurationEr
     close = [typed] if typed in lowered else begun or difflib.get_close_matches(typed, lowered, n=1, cutoff=0.5)
     guess = f"did you mean {lowered[close[0]]!r}? " if close else ""
     return ConfigurationError(f"unknown {kind} {name!r}: {guess}Accepted: {', '.join(map(repr, names))}.")
+
+
+def check_name(kind: str, name: object, accepted: Collection[str]) -> None:
+    """Refuses what is no name in a table, of whatever type it is.
+
+    Raises:
+        ConfigurationError: with the nearest match.
+    """
+    if not isinstance(name, str) or name not in accepted:
+        raise unknown(kind, name, accepted)

@@ -102,6 +102,8 @@ def test_methods_with_their_own_predictor_keep_it():
         ({"0": {"zeta": 0.1}}, "unknown override of '0' 'zeta'.*Accepted: 'sparsity', 'method'"),
         ({"0": {"method": "rigle"}}, "unknown method 'rigle'"),
         ({"0": {"sparsity": 1.0}}, r"sparsity=1\.0"),
+        ({"3": {"sparsity": 2}}, "^layer 3: sparsity=2: accepted are numbers from 0 up to"),
+        ({"3": {"sparsity": "x"}}, "^layer 3: sparsity='x': accepted are numbers from 0 up to"),
         ({"0": {"sparsity": 0.99}}, r"layer 0: at sparsity 0\.99 a kernel of 27 positions would hold no link"),
         ({"0": {"predictor": "ch3_l3p"}}, "layer 0: predictor 'ch3_l3p' on the kernel graph"),
         ({"0": {"allocation": "layr"}}, "unknown allocation 'layr': did you mean 'layer'"),

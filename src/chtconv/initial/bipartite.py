@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name
 from chtconv.selection import exponentials
 
 # Of two inputs at the same distance, the one that follows is nearer by so much of the least difference of distances.
@@ -96,8 +96,7 @@ def receptive_field(
     tensor([2, 2, 2, 2])
     """
     _check(outputs, inputs, links, "r", r)
-    if degrees not in _DEGREES:
-        raise unknown("degrees", degrees, _DEGREES)
+    check_name("degrees", degrees, _DEGREES)
     degrees_O = _DEGREES[degrees](outputs, inputs, links, generator)
     distances_OI = _distances(outputs, inputs, generator.device)
     # The least exponential clocks of rates w are a draw in proportion to w; keys are r · log(clock), so r may be 0.

@@ -80,9 +80,18 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
 DISTRIBUTIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {"uniform": uniform, "erk": erk}
 
 
+def check_sparsity(sparsity: object, name: str = "sparsity") -> None:
+    """Refuses what is no sparsity.
+
+    Raises:
+        ConfigurationError: with the name of the value.
+    """
+    if not isinstance(sparsity, Real) or not 0 <= float(sparsity) < 1:
+        raise ConfigurationError(f"{name}={sparsity!r}: accepted are numbers from 0 up to, but not including, 1.")
+
+
 def _check(shapes: Shapes, sparsity: float) -> None:
-    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
-        raise ConfigurationError(f"sparsity={sparsity!r}: accepted are numbers from 0 up to, but not including, 1.")
+    check_sparsity(sparsity)
     for name, shape in shapes.items():
         if len(shape) < 2 or min(shape) < 1:
             raise ConfigurationError(

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name
 from chtconv.initial.bipartite import receptive_field, small_world
 from chtconv.selection import Count, random_integers, take_largest
 
@@ -72,12 +72,13 @@ def initial_mask(
         linear: whether it has a single kernel position and one group, as these topologies need.
 
     Raises:
-        ConfigurationError: an unknown name, or a topology that is not defined for this layer or allocation.
+        ConfigurationError: neither a known name nor a function, a topology that is not defined for this layer or
+            allocation, or a function that gives no such mask.
     """
     if initial == RANDOM:
         return random_mask(*shape, links, generator, allocation)
-    if isinstance(initial, str) and initial not in LINEAR_TOPOLOGIES:
-        raise unknown("initial topology", initial, (RANDOM, *LINEAR_TOPOLOGIES))
+    if not callable(initial):
+        check_name("initial topology", initial, (RANDOM, *LINEAR_TOPOLOGIES))
     if not linear:
         raise ConfigurationError(
             f"layer {layer}: initial={initial!r} is defined for linear layers and ungrouped 1x1 convolutions; "
@@ -86,6 +87,11 @@ def initial_mask(
     make = LINEAR_TOPOLOGIES[initial] if isinstance(initial, str) else initial
     total = links * (shape[0] if allocation == "kernel" else 1)
     mask_OI = make(*shape, total, generator)
+    if not isinstance(mask_OI, Tensor):
+        raise ConfigurationError(
+            f"layer {layer}: initial={initial!r} gave {type(mask_OI).__name__}; accepted is a tensor, torch.bool of "
+            f"shape {list(shape)} with {total} links."
+        )
     if mask_OI.shape != shape or mask_OI.dtype != torch.bool or int(mask_OI.sum()) != total:
         raise ConfigurationError(
             f"layer {layer}: initial={initial!r} gave {mask_OI.dtype} of shape {list(mask_OI.shape)} with "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name, unknown
 from chtconv.methods.regrowth import PRIOR, REGROWTHS, SHARES
 from chtconv.methods.removal import REMOVALS
 from chtconv.methods.schedule import DECAYS, DENSITIES
@@ -60,13 +60,13 @@ class Method:
         for kind, name, table in (
             ("removal", self.removal, REMOVALS),
             ("regrowth", self.regrowth, REGROWTHS),
-            ("density schedule", self.density, DENSITIES),
             ("zeta schedule", self.zeta_schedule, DECAYS),
             ("predictor", self.predictor, SCORES),
             ("kernel_shares", self.kernel_shares, SHARES),
         ):
-            if name is not None and name not in table:
-                raise unknown(kind, name, table)
+            if name is not None:
+                check_name(kind, name, table)
+        check_name("density schedule", self.density, DENSITIES)
         if self.removal is None and self.regrowth is not None:
             raise ConfigurationError(
                 f"regrowth {self.regrowth!r} without a removal: what regrows replaces what was removed; "
@@ -74,6 +74,9 @@ class Method:
             )
         if self.removal is None and self.density != "constant":
             raise ConfigurationError(f"the density schedule {self.density!r} needs a removal.")
+        for field in ("redistribute", "prune_dead"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigurationError(f"{field}={getattr(self, field)!r}: accepted are True and False.")
         for field in ("temperature", "explore", "smoothing", "early_stop", "initial_sparsity"):
             value, optional = getattr(self, field), field in ("early_stop", "initial_sparsity")
             if not (isinstance(value, int | float) or (value is None and optional)):
@@ -206,8 +209,7 @@ def method(name: str | Method, **changes: Any) -> Method:
     True
     """
     if not isinstance(name, Method):
-        if not isinstance(name, str) or name not in METHODS:
-            raise unknown("method", name, METHODS)
+        check_name("method", name, METHODS)
         name = METHODS[name]
     for field in changes:
         if field not in Method.__dataclass_fields__:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Final, TypeAlias
 
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name
 
 Decay: TypeAlias = Callable[[float], float]
 
@@ -77,8 +77,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if not isinstance(self.zeta, Real) or not 0 < self.zeta <= 1:
             raise ConfigurationError(f"zeta={self.zeta!r}: accepted are numbers above 0 and up to 1.")
-        if self.decay not in DECAYS:
-            raise unknown("zeta schedule", self.decay, DECAYS)
+        check_name("zeta schedule", self.decay, DECAYS)
         if not isinstance(self.interval, int) or isinstance(self.interval, bool) or self.interval < 1:
             raise ConfigurationError(f"interval={self.interval!r}: accepted is a whole number of optimizer steps.")
         if self.stop is not None and (not isinstance(self.stop, int) or self.stop < 0):

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from chtconv.enforcement.distributed import find_ranks, verify
 from chtconv.enforcement.sharding import check_sharding
 from chtconv.enforcement.sparse_layer import Settings, SparseLayer
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name, unknown
 from chtconv.initial import RANDOM, LinearTopology, initial_mask, links_at
-from chtconv.initial.distribution import DISTRIBUTIONS
+from chtconv.initial.distribution import DISTRIBUTIONS, check_sparsity
 from chtconv.layers.consecutive import consecutive_layers
 from chtconv.layers.find import Choice, find_layers
 from chtconv.layers.matrix import Layer, groups_of, kernel_shape, matrix_shape, positions_of
@@ -248,8 +248,9 @@ def _densities(
     initial_sparsity: float | None,
 ) -> dict[str, tuple[float, float]]:
     """Density of each layer before training and at the end."""
-    if distribution not in DISTRIBUTIONS:
-        raise unknown("distribution", distribution, DISTRIBUTIONS)
+    check_name("distribution", distribution, DISTRIBUTIONS)
+    if initial_sparsity is not None:
+        check_sparsity(initial_sparsity, "initial_sparsity")
     shapes = {
         name: (matrix_shape(module)[0], *kernel_shape(module)) for name, module in modules.items() if name not in own
     }
@@ -288,7 +289,8 @@ def _densities(
 
 
 def _density(sparsity: float, name: str) -> float:
-    return DISTRIBUTIONS["uniform"]({name: (1, 1)}, sparsity)[name]
+    check_sparsity(sparsity, f"layer {name}: sparsity")
+    return 1 - float(sparsity)
 
 
 def _parameter(layer: str) -> str:
