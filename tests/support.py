@@ -7,6 +7,8 @@ from collections import Counter
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import chtconv
 from chtconv.selection import Count
@@ -195,3 +197,17 @@ def assert_sampled(taken, chances):
     assert set(sets) <= set(chances)
     for chosen, chance in chances.items():
         assert abs(sets[chosen] / rows - chance) <= 5 * (chance * (1 - chance) / rows) ** 0.5, chosen
+
+
+class Numbers(TorchDispatchMode):
+    """How many numbers the dense tensors that are made in this context hold: the largest of them, and all together."""
+
+    largest = total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor) and each.layout == torch.strided:
+                numbers = each.untyped_storage().nbytes() // each.element_size()
+                self.largest, self.total = max(self.largest, numbers), self.total + numbers
+        return made

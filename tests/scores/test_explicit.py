@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import geometries, jacobian_biadjacency, masks, nx_path_scores, nx_scores
+from support import Numbers
 
 from chtconv.layers.geometry import Geometry
 from chtconv.scores.explicit import average_over_windows, biadjacency, explicit_scores, l3n
@@ -28,6 +29,20 @@ def test_l3p_sums_over_paths_of_length_three(predictor, rows, columns, density, 
     for chunk in (1, 2**24):
         scores = l3p(linked, predictor, chunk=chunk).masked_fill(linked.bool(), 0)
         torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("predictor", PATH_PREDICTORS)
+def test_l3p_of_many_inputs_is_that_of_many_outputs_at_the_same_cost(predictor):
+    linked = (torch.rand(4, 90) < 0.3).double()
+    with Numbers() as of_inputs:
+        wide = l3p(linked, predictor)
+    with Numbers() as of_outputs:
+        tall = l3p(linked.mT, predictor)
+    torch.testing.assert_close(wide, tall.mT, rtol=1e-12, atol=1e-12)
+    assert of_inputs.total == pytest.approx(of_outputs.total, rel=0.02)
+    expected = nx_path_scores(linked[:, :20], predictor)
+    found = l3p(linked[:, :20], predictor).masked_fill(linked[:, :20].bool(), 0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)

@@ -3,7 +3,7 @@
 A path ``u - y - z - v`` counts the product of a term of each of its two inner nodes. For CH3-L3p the term is
 ``1 / sqrt(1 + e)``, for CH2-L3p ``sqrt(1 + i) / sqrt(1 + e)``, with the degrees of
 :mod:`chtconv.scores.predictors`. This is the predictor of the first CHT; on a bipartite graph it takes a matrix product
-for each node of one side.
+for each node of the larger side, of as many rows and columns as the smaller one has.
 
 Shapes: A nodes on one side, B on the other.
 """
@@ -31,7 +31,8 @@ def l3p(linked_AB: Tensor, predictor: str, *, chunk: int = 2**24) -> Tensor:
     Args:
         linked_AB: biadjacency matrix, floating point, 0 or 1.
         predictor: ``"ch3_l3p"`` or ``"ch2_l3p"``.
-        chunk: numbers held at once; nodes of the first side are taken in chunks.
+        chunk: numbers held at once beside the terms, which are as many as the square of the larger side; nodes of that
+            side are taken in chunks.
 
     Returns:
         Shape [A, B], of the type of the matrix.
@@ -40,11 +41,14 @@ def l3p(linked_AB: Tensor, predictor: str, *, chunk: int = 2**24) -> Tensor:
     >>> l3p(linked, "ch3_l3p")[0, 2], l3p(linked, "ch3_l3p")[1, 0]
     (tensor(1.), tensor(1.))
     """
+    A, B = linked_AB.shape
+    if A < B:
+        # A path from v to u is one from u to v.
+        return l3p(linked_AB.mT, predictor, chunk=chunk).mT
     term = PATH_PREDICTORS[predictor]
     term_AA = _terms(linked_AB, term)
     term_BB = _terms(linked_AB.mT, term)
-    A, B = linked_AB.shape
-    rows = max(1, chunk // max(1, B * max(A, B)))
+    rows = max(1, chunk // max(1, A * B))
     return torch.cat([_of_rows(linked_AB, u, term_AA, term_BB) for u in torch.arange(A, device="cpu").split(rows)])
 
 
