@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import geometries, masks, nx_path_scores
+from support import Numbers
 from torch import nn
 
 from chtconv.errors import ConfigurationError
@@ -120,6 +121,17 @@ def test_chunks_do_not_change_the_sums(monkeypatch):
     monkeypatch.setattr("chtconv.scores.cases.CHUNK", 300)
     for graph, scores in zip(GRAPHS, whole, strict=True):
         torch.testing.assert_close(closed_form(mask_OCK, geometry, "ch2_l3n", graph, torch.float64), scores)
+
+
+def test_one_kernel_with_many_input_channels_is_scored_in_parts(monkeypatch):
+    mask = torch.rand(1, 40, 4, 4) < 0.2
+    whole = link_scores(mask, 9, padding=1, exact=True)
+    monkeypatch.setattr("chtconv.scores.cases.CHUNK", 2**14)
+    monkeypatch.setattr("chtconv.scores.kernel_graph.PAIRS", 2**15)
+    with Numbers() as made:
+        parts = link_scores(mask, 9, padding=1, exact=True)
+    assert made.largest <= 2**15
+    assert torch.equal(parts, whole)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -4,10 +4,10 @@ Translation symmetry turns the average of a position's scores over all sliding w
 
 * over outputs, from the K x K Gram matrix of each kernel: which positions are active together in its slices;
 * over inputs, slice by slice: through a table of patterns for kernels of up to 9 positions, and from pairs of
-  slices for larger ones, which have few input channels in practice.
+  slices for larger ones: each kernel takes the square of its input channels, for each pair of positions.
 
-The cost does not depend on the size of the input. Shapes: O kernels, C slices of a kernel,
-K positions, L = K · K pairs of them, X pairs of slices.
+The cost does not depend on the size of the input. Shapes: O kernels, C slices of a kernel (D where each of C meets
+each of D), K positions, L = K · K pairs of them, X pairs of slices.
 """
 
 import torch
@@ -67,15 +67,20 @@ def _sum_by_pairs(links_OCK: Tensor, rule: Rule) -> Tensor:
     """Sum over the inputs that the output sees, from every pair of slices of a kernel."""
     cases = constants(input_cases, rule.geometry, links_OCK.device, links_OCK.dtype)
     _, C, K = links_OCK.shape
-    # The pairs of slices of all kernels at once can be large: as many kernels as fit.
-    at_once = max(1, PAIRS // (K * K * C * C))
-    return torch.cat([_pairs_of(kernels, cases, rule) for kernels in links_OCK.split(at_once)])
+    # The pairs of slices of all kernels at once can be large, and so can those of one: as many as fit.
+    kernels, slices = (max(1, PAIRS // (K * K * C * pairs)) for pairs in (C, 1))
+    return torch.cat([
+        torch.cat([_pairs_of(scored, links, cases, rule) for scored in links.split(slices, dim=1)], dim=1)
+        for links in links_OCK.split(kernels)
+    ])  # fmt: skip
 
 
-def _pairs_of(links_OCK: Tensor, cases: Cases, rule: Rule) -> Tensor:
-    O, C, K = links_OCK.shape
-    links_KOC = links_OCK.permute(2, 0, 1).contiguous()
-    gram_LX = (links_KOC[:, None, :, :, None] * links_KOC[None, :, :, None, :]).view(K * K, O * C * C)
-    degree_KX = links_KOC[:, :, None, :].expand(K, O, C, C).reshape(K, O * C * C)
-    mean_PQOCD = mean_weights(gram_LX, degree_KX, cases, rule).view(K, K, O, C, C)
-    return torch.einsum("pqocd,odq->ocp", mean_PQOCD, links_OCK)
+def _pairs_of(scored_OCK: Tensor, links_ODK: Tensor, cases: Cases, rule: Rule) -> Tensor:
+    """What all D slices of each kernel contribute to C of them."""
+    O, C, K = scored_OCK.shape
+    D = links_ODK.shape[1]
+    scored_KOC, links_KOD = (links.permute(2, 0, 1).contiguous() for links in (scored_OCK, links_ODK))
+    gram_LX = (scored_KOC[:, None, :, :, None] * links_KOD[None, :, :, None, :]).reshape(K * K, O * C * D)
+    degree_KX = links_KOD[:, :, None, :].expand(K, O, C, D).reshape(K, O * C * D)
+    mean_PQOCD = mean_weights(gram_LX, degree_KX, cases, rule).view(K, K, O, C, D)
+    return torch.einsum("pqocd,odq->ocp", mean_PQOCD, links_ODK)
