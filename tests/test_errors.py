@@ -94,9 +94,9 @@ def lazy():
         (small_network, {"method": "gmp", "stop": 900, "initial_sparsity": "0.5"}, "^initial_sparsity='0.5': accepted"),
         (small_network, {"distribution": ["erk"]}, r"unknown distribution \['erk'\]: .*Accepted: 'uniform', 'erk'"),
         (small_network, {"zeta_schedule": ["cosine"], "stop": 9}, r"unknown zeta schedule \['cosine'\]"),
-        (small_network, {"initial": None}, "unknown initial topology None: Accepted: 'random', 'small_world'"),
-        (small_network, {"layers": ["7"], "initial": 5}, "unknown initial topology 5"),
-        (small_network, {"layers": ["7"], "initial": ["random"]}, r"unknown initial topology \['random'\]"),
+        (small_network, {"initial": None}, "layer 0: initial=None: accepted are 'random', .*, and functions"),
+        (small_network, {"layers": ["7"], "initial": 5}, "layer 7: initial=5: accepted are 'random'"),
+        (small_network, {"layers": ["7"], "initial": ["random"]}, r"layer 7: initial=\['random'\]: accepted are"),
         (
             small_network,
             {"layers": ["7"], "initial": lambda o, i, n, g: None},

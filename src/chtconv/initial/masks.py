@@ -77,8 +77,11 @@ def initial_mask(
     """
     if initial == RANDOM:
         return random_mask(*shape, links, generator, allocation)
-    if not callable(initial):
+    if isinstance(initial, str):
         check_name("initial topology", initial, (RANDOM, *LINEAR_TOPOLOGIES))
+    elif not callable(initial):
+        names = ", ".join(map(repr, (RANDOM, *LINEAR_TOPOLOGIES)))
+        raise ConfigurationError(f"layer {layer}: initial={initial!r}: accepted are {names}, and functions like these.")
     if not linear:
         raise ConfigurationError(
             f"layer {layer}: initial={initial!r} is defined for linear layers and ungrouped 1x1 convolutions; "
