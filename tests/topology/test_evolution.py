@@ -564,6 +564,18 @@ def test_an_own_regrowth_keeps_the_number_of_links(keys, monkeypatch):
     assert [mask.flatten(1).sum(1).unique().tolist() for mask in topology.masks.values()] == [[3], [7]]
 
 
+def test_an_own_regrowth_that_samples_is_asked_with_temperature_and_explored_share(monkeypatch):
+    asked = []
+
+    def keys(worth, source, *, temperature, explore, allowed_RN):
+        asked.append((temperature, explore, allowed_RN.shape == worth.shape))
+        return worth + 1
+
+    monkeypatch.setitem(REGROWTHS, "mine", Regrowth(keys, "scores", sampled=True))
+    evolved(chtconv.Method("magnitude", "mine", temperature=2.0, explore=0.25))
+    assert set(asked) == {(2.0, 0.25, True)}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
 def test_an_own_importance_of_any_type_removes_the_same_links(dtype, monkeypatch):
     """Rounded to numbers that all of these types hold."""

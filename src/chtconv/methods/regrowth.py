@@ -29,8 +29,9 @@ SHARES = ("scores", "links", "equal")
 Worth = Literal["nothing", "scores", "gradient", "momentum", "scores_and_gradient"]
 # The worth of positions, float32 [R, N], and a generator on its device -> keys of that shape: int32, int64 or float32,
 # above 0 for every position, also for those of worth 0. The largest regrow. Equal keys would be chosen by their index:
-# ties are to be broken by the generator. Keys are overwritten.
-Keys = Callable[[Tensor, torch.Generator], Tensor]
+# ties are to be broken by the generator. Keys are overwritten. Rules that sample take the keyword arguments of
+# sampled_by_score as well.
+Keys = Callable[..., Tensor]
 
 
 def uniform(worth_RN: Tensor, generator: torch.Generator) -> Tensor:
@@ -270,7 +271,7 @@ def choose(
     if rule.shuffle:
         worth_RN = shuffled(by_kernel(worth_RN), by_kernel(allowed_RN), generator).view(allowed_RN.shape)
     if rule.sampled:
-        keys_RN = sampled_by_score(worth_RN, generator, temperature=temperature, explore=explore, allowed_RN=allowed_RN)
+        keys_RN = rule.keys(worth_RN, generator, temperature=temperature, explore=explore, allowed_RN=allowed_RN)
     else:
         keys_RN = rule.keys(worth_RN, generator)
     chosen_RN = take_largest(keys_RN, allowed_RN, count)
