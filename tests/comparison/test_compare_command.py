@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,40 @@ def test_results_made_elsewhere_count(chtconv: Run, command: list[str], compared
     assert [line.split() for line in out.splitlines()] == [
         ["done", "1/1", f"{results}:", f"set-0.9-seed{seed}"] for seed in (0, 1)
     ]
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """The embedded images in a folder of their name."""
+    with resources.as_file(resources.files("chtconv.data") / "digits") as folder:
+        return Path(shutil.copytree(folder, tmp_path / "elsewhere" / "digits"))
+
+
+def test_a_data_set_that_moved_is_the_same(chtconv: Run, command: list[str], digits: Path, tmp_path: Path) -> None:
+    command += ["--dataset", str(digits), "--results", str(tmp_path / "all.jsonl")]
+    for words in (
+        command,
+        [*command, "--out", str(tmp_path / "new")],
+        [*command, "--dataset", str(tmp_path / "digits")],
+    ):
+        code, out, error = chtconv(*words)
+        assert code == 0, error
+        assert "2 of 2 runs are done" in out
+
+
+def test_another_data_set_of_the_same_name_is_refused(
+    chtconv: Run, command: list[str], compared: Path, digits: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "all.jsonl"
+    assert chtconv(*command, "--results", str(results))[0] == 0
+    shutil.copy(digits / "test.parquet", digits / "train.parquet")
+    other = [*command, "--dataset", str(digits)]
+    for words in (other, [*other, "--out", str(tmp_path / "new"), "--results", str(results)]):
+        code, _, error = chtconv(*words)
+        assert code == 2
+        assert f"dataset={str(digits)!r} is another data set than that of the results of this name" in error
+        assert "train 360, not 1437" in error
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_of_another_grid_is_refused(chtconv: Run, command: list[str], compared: Path) -> None:

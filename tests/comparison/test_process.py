@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from chtconv.comparison import process, session, worker
 from chtconv.comparison.outcome import Outcome, Task
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP, run_cell
 from chtconv.files import locked
-from chtconv.training import Config, RunFolder
+from chtconv.training import Config, RunFolder, train
+from chtconv.training.progress import Progress
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc here to look at processes in")
 
@@ -257,12 +260,62 @@ def test_another_configuration_than_the_one_in_the_folder_is_refused(tmp_path: P
 
 
 def test_a_cell_that_an_older_version_began_goes_on_under_the_name_it_had(tmp_path: Path) -> None:
-    """Then it spelled out what is so without being named; where it is computed may change all the same."""
+    """Then it spelled out what is so without being named; where its data set lies may change all the same."""
     mine = Config().replace(method="set", dataset="digits", threads=1)
     theirs = mine.replace(zeta_schedule="cosine", dataset="elsewhere/digits", threads=1)
     assert worker._as_begun(RunFolder(tmp_path), mine) == mine
     (tmp_path / "config.json").write_text(json.dumps(theirs.to_dict()))
     assert worker._as_begun(RunFolder(tmp_path), mine) == mine.replace(zeta_schedule="cosine")
-    assert worker._as_begun(RunFolder(tmp_path), mine.replace(threads=2)).machine.threads == 2
+    assert worker._as_begun(RunFolder(tmp_path), mine.replace(threads=2)).machine.threads == 1
     other = mine.replace(zeta=0.5)
     assert worker._as_begun(RunFolder(tmp_path), other) == other
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """The embedded images in a folder of their name."""
+    with resources.as_file(resources.files("chtconv.data") / "digits") as folder:
+        return Path(shutil.copytree(folder, tmp_path / "elsewhere" / "digits"))
+
+
+class _StopAfterAnEpoch(Progress):
+    def epoch(self, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def begun(folder: Path, config: Config) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, progress=_StopAfterAnEpoch())
+
+
+def test_a_begun_run_ends_with_its_bits_though_its_data_moved_and_other_kernels_are_asked_for(
+    tmp_path: Path, digits: Path
+) -> None:
+    config = TINY.replace(method="set", threads=1)
+    train(config, tmp_path / "whole")
+    begun(tmp_path / "cell", config)
+    asked = {"dataset": str(digits), "threads": 2, "backend": "auto", "optimizer_kernel": "fused"}
+    assert worker.train_cell(Task(str(tmp_path / "cell"), config.replace(**asked).to_dict())) == Outcome("done")
+    for name in ("model.safetensors", "masks.safetensors"):
+        assert (tmp_path / "cell" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    stored = RunFolder(tmp_path / "cell").stored_config()
+    assert stored == config.replace(dataset=str(digits))
+
+
+def test_a_begun_run_goes_on_on_its_kind_of_device_alone(tmp_path: Path) -> None:
+    config = TINY.replace(method="set", threads=1)
+    begun(tmp_path / "cell", config)
+    outcome = worker.train_cell(Task(str(tmp_path / "cell"), config.replace(device="cuda").to_dict()))
+    assert outcome.state == "failed"
+    assert f"device='cuda': {tmp_path / 'cell'} was begun with 'cpu'; accepted is that" in outcome.reason
+    assert epochs_kept(tmp_path / "cell") == 1
+
+
+def test_a_begun_run_does_not_go_on_on_other_images_of_the_same_name(tmp_path: Path, digits: Path) -> None:
+    config = TINY.replace(method="set", threads=1)
+    begun(tmp_path / "cell", config)
+    shutil.copy(digits / "test.parquet", digits / "train.parquet")
+    outcome = worker.train_cell(Task(str(tmp_path / "cell"), config.replace(dataset=str(digits)).to_dict()))
+    assert outcome.state == "failed"
+    assert "does not fit the run: it was computed on other images" in outcome.reason
+    assert epochs_kept(tmp_path / "cell") == 1

@@ -118,6 +118,21 @@ def test_the_order_of_the_lines_changes_nothing():
         assert tables(shuffled) == tables(found)
 
 
+def test_lines_of_two_data_sets_of_one_name_make_no_table():
+    found = lines({14: 70, 15: 71, 16: 72}, method="set") + lines({14: 73}, method="chts")
+    found[-1]["dataset"]["train"] = 400
+    with pytest.raises(
+        ConfigurationError, match=r"CHTs, seed 14, is of another data set 'cifar10' .*train 400, not 50000"
+    ):
+        tables(found)
+    found[-1]["dataset"] = {"name": "cifar10"}  # of an older version
+    found[1]["labels"], found[2]["labels"] = "a", "b"
+    with pytest.raises(ConfigurationError, match="labels b, not a"):
+        tables(found)
+    found[2]["config"]["dataset"] = "cifar100"
+    assert len(tables(found)) == 2
+
+
 def test_dense_comes_first_then_sparsities_then_methods_then_variants():
     found = [
         line(70, method="chts", temperature=16.0), line(70, method="chts", temperature=4.0), line(70, method="chts"),

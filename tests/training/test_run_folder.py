@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,14 @@ def test_another_configuration_is_refused_by_name(stopped: Path, tiny: Config) -
         ConfigurationError, match=r"another configuration: lr 0\.2 instead of 0\.05, seed 3 instead of 0"
     ):
         train(tiny.replace(lr=0.2, seed=3), stopped, resume=True)
+
+
+def test_a_run_goes_on_with_a_data_set_that_moved(stopped: Path, tiny: Config, tmp_path: Path) -> None:
+    with resources.as_file(resources.files("chtconv.data") / "digits") as folder:
+        moved = shutil.copytree(folder, tmp_path / "elsewhere" / "digits")
+    with pytest.raises(ConfigurationError, match="another configuration: dataset 'numbers' instead of 'digits'"):
+        train(tiny.replace(dataset="numbers"), stopped, resume=True)
+    assert train(tiny.replace(dataset=str(moved)), stopped, resume=True)["dataset"]["name"] == str(moved)
 
 
 def test_nothing_to_resume_is_refused_and_leaves_no_folder(tiny: Config, tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from typing import Any, Final, Literal
 from chtconv.comparison import session
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.grid import AXES, Grid
-from chtconv.comparison.result import PLACEMENT, run_key, same_run
+from chtconv.comparison.result import PLACEMENT, images_of, run_key, same_run
 from chtconv.comparison.rows import checked_line
 from chtconv.errors import ConfigurationError
 from chtconv.files import LOCK, PARTIAL, StorageError, locked, remove_partial, write_json
 from chtconv.training import Config
+from chtconv.training.config import dataset_name
 from chtconv.training.run_folder import CONFIG, EVOLUTION, METRICS, SUMMARY, RunFolder
 
 COMPARISON: Final = "comparison.json"
@@ -144,6 +145,16 @@ class ComparisonFolder:
                 found.append(line | {"variant": cell.variant})
         return found, new, damaged
 
+    def images_elsewhere(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """What is known of the images of those complete runs whose data set lay elsewhere than it does now."""
+        found = []
+        for cell in cells:
+            run = self.run_folder(cell.name)
+            with contextlib.suppress(ConfigurationError):  # damage is named where its line is made
+                if run.is_complete() and run.stored_config().data.dataset != cell.config.data.dataset:
+                    found.append(images_of(run.stored_summary()))
+        return found
+
     def _line(self, cell: Cell) -> dict[str, Any]:
         run = self.run_folder(cell.name)
         summary, metrics, records = (
@@ -216,5 +227,5 @@ def _check_shared(path: Path, stored: dict[str, Any], grid: Grid) -> None:
 
 def shared_values(grid: Grid) -> dict[str, Any]:
     """What all runs of the grid have in common and those of another must not differ in, the recipe included."""
-    values = grid.base.to_dict() | {"recipe": grid.recipe, "dataset": Path(grid.base.data.dataset).name}
+    values = grid.base.to_dict() | {"recipe": grid.recipe, "dataset": dataset_name(grid.base.data.dataset)}
     return {name: value for name, value in values.items() if name not in (*AXES, *PLACEMENT)}

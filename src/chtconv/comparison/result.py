@@ -9,13 +9,14 @@ from typing import Any, Final
 from chtconv.comparison.cell import METHOD_NAMES, one_line
 from chtconv.comparison.grid import canonical
 from chtconv.errors import ConfigurationError
-from chtconv.training.config import Config
+from chtconv.training.config import Config, dataset_name
 
 # Where a run is computed, and with which kernels: that changes how it is rounded, and not what is tried. So does
 # precision, but enough to be something that one tries.
 PLACEMENT: Final = ("device", "threads", "backend", "step", "optimizer_kernel")
 
 _USUAL: Final = Config()
+_IMAGES: Final = ("classes", "train", "validation", "test", "labels")
 
 
 def result_line(
@@ -43,7 +44,7 @@ def result_line(
           no images were held out.
     """
     dataset = dict(summary["dataset"])
-    dataset["name"] = _last_component(dataset["name"])
+    dataset["name"] = dataset_name(dataset["name"])
     kept = {key: value for key, value in summary.items() if key != "layers"}
     # Summaries of older runs do not say it.
     last = {"validation_accuracy": metrics[-1].get("validation_accuracy") if metrics else None}
@@ -146,6 +147,48 @@ def distinct(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(latest.values())
 
 
+def images_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line says of its images: how many there are, and the digest of their labels; older lines say less.
+
+    >>> images_of({"dataset": {"name": "digits", "train": 1437, "test": 360}, "labels": "5a11"})
+    {'train': 1437, 'test': 360, 'labels': '5a11'}
+    """
+    dataset = line.get("dataset")
+    known = {**(dataset if isinstance(dataset, Mapping) else {}), "labels": line.get("labels")}
+    return {name: known[name] for name in _IMAGES if known.get(name) is not None}
+
+
+def other_images(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """In what two :func:`images_of` differ as far as both say it, in words; empty where they do not.
+
+    >>> other_images({"train": 400, "labels": "5a11"}, {"train": 300, "test": 100})
+    'train 400, not 300'
+    """
+    return ", ".join(
+        f"{name} {mine[name]}, not {theirs[name]}"
+        for name in _IMAGES
+        if name in mine and name in theirs and mine[name] != theirs[name]
+    )
+
+
+def check_same_images(lines: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse lines of different images that go by one name, since a data set goes by the last part of its own.
+
+    Raises:
+        ConfigurationError: naming the data set, and in what its lines differ.
+    """
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in lines:
+        run, mine = identity(line["config"]), images_of(line)
+        theirs = known.setdefault((run["dataset"], run["validation"]), {})
+        if words := other_images(mine, theirs):
+            raise ConfigurationError(
+                f"{variant_of(line)}, seed {run['seed']}, is of another data set {run['dataset']!r} than other results "
+                f"({words}): accepted are results of one data set of a name."
+            )
+        theirs.update(mine)
+
+
 def variant_of(line: Mapping[str, Any]) -> str:
     """How people call the variant of a line; older lines have no name but that of their method."""
     method = line["config"]["method"]
@@ -155,12 +198,8 @@ def variant_of(line: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=4096)
 def _identity(config: str) -> dict[str, Any]:
     values = canonical(Config.from_dict(json.loads(config)), _USUAL).to_dict()
-    values["dataset"] = _last_component(values["dataset"])
+    values["dataset"] = dataset_name(values["dataset"])
     return {name: value for name, value in values.items() if name not in PLACEMENT}
-
-
-def _last_component(dataset: str) -> str:
-    return Path(dataset).name or dataset
 
 
 def _evolution(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -14,9 +14,10 @@ from chtconv.comparison.grid import Grid
 from chtconv.comparison.live import view_on
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP
-from chtconv.comparison.result import run_key
+from chtconv.comparison.result import images_of, other_images, run_key
 from chtconv.comparison.results_file import add_lines, check_writable, usable_lines
 from chtconv.comparison.runner import GIVEN_BACK, View, run_cells
+from chtconv.data import fingerprint
 from chtconv.errors import ConfigurationError
 from chtconv.files import StorageError
 
@@ -51,6 +52,7 @@ class Study:
         self.folder.check(grid)
         known, self.problems = usable_lines(self._results)
         self._elsewhere = self._known_elsewhere({run_key(line["config"]) for line in known})
+        self._check_images(known)
 
     def _known_elsewhere(self, known: set[tuple[Any, ...]]) -> set[str]:
         """Cells that have a line in the results and no complete run in the folder."""
@@ -59,6 +61,25 @@ class Study:
             for cell in self.cells
             if run_key(cell.config.to_dict()) in known and not self.folder.run_folder(cell.name).is_complete()
         }
+
+    def _check_images(self, known: list[dict[str, Any]]) -> None:
+        """Refuse results of another data set of the same name, as far as the one at hand can be read here."""
+        data = self.grid.base.data
+        elsewhere = {run_key(cell.config.to_dict()) for cell in self.cells if cell.name in self._elsewhere}
+        found = [images_of(line) for line in known if run_key(line["config"]) in elsewhere]
+        found += self.folder.images_elsewhere(self.cells)
+        if not any(found):
+            return
+        try:
+            mine = fingerprint(data.dataset, data.validation)
+        except ConfigurationError:
+            return  # nothing can be trained on it, and what is there is of another place
+        for theirs in found:
+            if words := other_images(mine, theirs):
+                raise ConfigurationError(
+                    f"dataset={data.dataset!r} is another data set than that of the results of this name ({words}): "
+                    "accepted is the same one, or another --out and --results."
+                )
 
     def missing(self) -> list[Cell]:
         """The cells that are still to be trained, or trained to their end."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from chtconv.comparison.grid import allocation_of
 from chtconv.comparison.paper import TITLES
-from chtconv.comparison.result import same_run
+from chtconv.comparison.result import check_same_images, same_run
 from chtconv.comparison.rows import SHARED, Metric, Row, natural, rows, words
 from chtconv.comparison.statistics import Paired, holm, paired
 from chtconv.methods import METHODS
@@ -66,14 +66,17 @@ def tables(lines: Iterable[Mapping[str, Any]]) -> list[Table]:
     those controls, too, that have the same allocation and windows.
 
     Raises:
-        ConfigurationError: for a line with images held out that lacks its accuracy on them.
+        ConfigurationError: for a line with images held out that lacks its accuracy on them, or lines of different data
+            sets of one name.
     """
+    found = list(lines)
+    check_same_images(found)
     blocks: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows(lines):
+    for row in rows(found):
         blocks.setdefault(tuple(row.config[name] for name in SHARED), []).append(row)
-    found = [_table(block, list(blocks.values())) for block in blocks.values()]
-    found.sort(key=lambda table: (natural(table.dataset), table.metric, natural(table.title)))
-    return _adjusted(found)
+    made = [_table(block, list(blocks.values())) for block in blocks.values()]
+    made.sort(key=lambda table: (natural(table.dataset), table.metric, natural(table.title)))
+    return _adjusted(made)
 
 
 def comparisons(block: Sequence[Row]) -> Iterator[Comparison]:

@@ -12,10 +12,11 @@ import traceback
 import torch
 
 from chtconv.comparison.outcome import Outcome, Task
-from chtconv.comparison.result import PLACEMENT, same_run
+from chtconv.comparison.result import same_run
 from chtconv.errors import ConfigurationError
 from chtconv.files import StorageError
 from chtconv.training import Config, OutOfTime, RunFolder, TrainingDiverged, train
+from chtconv.training.device import resolve
 
 
 def main() -> int:
@@ -50,15 +51,30 @@ def train_cell(task: Task) -> Outcome:
 
 
 def _as_begun(folder: RunFolder, config: Config) -> Config:
-    """The configuration of the same run as an older version called it, where it was begun by one."""
+    """The configuration that the same run was begun with, by whatever version, on the data set where it lies now.
+
+    It ends with the bits that it would have had: threads and kernels stay what they were.
+
+    Raises:
+        ConfigurationError: it was begun on another device than the one that is asked for.
+    """
     try:
-        stored = folder.stored_config().to_dict()
+        stored = folder.stored_config()
     except ConfigurationError:
         return config  # there is none, or training names what is wrong with it
-    if not same_run(stored, config.to_dict()):
+    if not same_run(stored.to_dict(), config.to_dict()):
         return config
-    placement = {name: config.to_dict()[name] for name in (*PLACEMENT, "dataset")}
-    return Config.from_dict(stored | placement)
+    begun, asked = stored.machine.device, config.machine.device
+    if _kind(begun) != _kind(asked):
+        raise ConfigurationError(
+            f"device={asked!r}: {folder.path} was begun with {begun!r}; accepted is that, "
+            f"and without {folder.path} the run starts anew"
+        )
+    return stored.replace(dataset=config.data.dataset)
+
+
+def _kind(device: str) -> str:
+    return resolve(device).type if device == "auto" else device
 
 
 def _leave_with_the_parent() -> None:

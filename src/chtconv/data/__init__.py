@@ -5,6 +5,6 @@ decoded once into uint8 on the device, and every batch is made there.
 """
 
 from chtconv.data.batches import Batches
-from chtconv.data.dataset import Dataset, ImageSet, load_dataset
+from chtconv.data.dataset import Dataset, ImageSet, fingerprint, load_dataset
 
-__all__ = ["Batches", "Dataset", "ImageSet", "load_dataset"]
+__all__ = ["Batches", "Dataset", "ImageSet", "fingerprint", "load_dataset"]

@@ -1,13 +1,16 @@
 """A data set as tensors: loaded, split, and with the statistics that normalise it."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chtconv.data.columns import number_classes
 from chtconv.data.decoded import decoded
-from chtconv.data.sources import read_source
+from chtconv.data.sources import is_local, read_source
 from chtconv.errors import ConfigurationError
 from chtconv.randomness import generator
 
@@ -51,6 +54,7 @@ class Dataset:
         test: the test images.
         mean: float32 ``[3]``, of all pixels of a channel in ``train``, in units where white is 1.
         std: float32 ``[3]``, their population standard deviation; 1 for a channel that is constant.
+        labels: digest of the classes and of the labels of all images, see :func:`labels_digest`.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Dataset:
     test: ImageSet
     mean: Tensor
     std: Tensor
+    labels: str
 
 
 def load_dataset(
@@ -103,7 +108,44 @@ def load_dataset(
         test=_moved(test, device),
         mean=mean.to(device),
         std=std.to(device),
+        labels=labels_digest(classes, train_labels, test_labels),
     )
+
+
+def fingerprint(name: str, validation: int = 0) -> dict[str, Any]:
+    """What tells a data set from others of its name, without decoding an image; empty where it is not on this machine.
+
+    Args:
+        name: as :func:`load_dataset` takes it; nothing is fetched.
+        validation: how many training images are held out.
+
+    Returns:
+        ``classes``, ``train``, ``validation`` and ``test``: how many there are; ``labels``: see :func:`labels_digest`.
+
+    Raises:
+        ConfigurationError: the source cannot be read or understood.
+
+    >>> {key: value for key, value in fingerprint("digits", validation=100).items() if key != "labels"}
+    {'classes': 10, 'train': 1337, 'validation': 100, 'test': 360}
+    """
+    if not is_local(name):
+        return {}
+    classes, train, test = number_classes(*read_source(name))
+    return {
+        "classes": len(classes),
+        "train": len(train) - validation,
+        "validation": validation,
+        "test": len(test),
+        "labels": labels_digest(classes, train, test),
+    }
+
+
+def labels_digest(classes: Sequence[str], train: Tensor, test: Tensor) -> str:
+    """Digest of the names of the classes and of the labels of all images, int64 ``[N]``, in the order of the source."""
+    digest = hashlib.blake2b("\0".join(classes).encode(errors="surrogatepass"), digest_size=16)
+    for labels in (train, test):
+        digest.update(b"\0" + str(labels.tolist()).encode())
+    return digest.hexdigest()
 
 
 def hold_out(images: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:

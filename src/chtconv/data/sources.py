@@ -51,6 +51,15 @@ def read_source(name: str) -> tuple[Records, Records]:
     raise ConfigurationError(f"{unknown('data set', name, _EXAMPLES)} {advice}")
 
 
+def is_local(name: str) -> bool:
+    """Whether a data set is embedded or a folder, so that reading it fetches nothing.
+
+    >>> is_local("digits"), is_local("uoft-cs/cifar10")
+    (True, False)
+    """
+    return name == EMBEDDED or os.path.isdir(os.path.expanduser(name))
+
+
 def _read_folder(folder: Path, name: str) -> tuple[Records, Records]:
     """Read a local folder as a stream, straight from its files.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, Final
 
 from chtconv.errors import ConfigurationError, unknown
@@ -195,6 +196,15 @@ def _changed_sections(config: Config, values: Mapping[str, Any]) -> Iterator[tup
     for name, fields in SECTIONS.items():
         own = {key: values[key] for key in fields if key in values}
         yield name, dataclasses.replace(getattr(config, name), **own)
+
+
+def dataset_name(dataset: str) -> str:
+    """What a data set goes by wherever it lies: the last part of its name.
+
+    >>> dataset_name("uoft-cs/cifar10"), dataset_name("/data/cifar10/")
+    ('cifar10', 'cifar10')
+    """
+    return PurePath(dataset).name or dataset
 
 
 _CLASSES: Final = {

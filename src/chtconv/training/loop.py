@@ -42,7 +42,7 @@ def train(
     Args:
         config: what to train.
         out: folder of the run; see :mod:`chtconv.training.run_folder` for its files.
-        resume: go on with the run in ``out``, which must have the same configuration.
+        resume: go on with the run in ``out``, which must have the same configuration; its data set may have moved.
         overwrite: replace the run in ``out``.
         progress: told about every step and epoch; nothing is shown by default.
         deadline: an epoch that would end after this time, in seconds of :func:`time.time`, is not begun.

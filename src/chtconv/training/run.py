@@ -75,6 +75,7 @@ class Run:
         return {
             "epoch": self.epoch,
             "device": self.device.type,
+            "labels": self.dataset.labels,
             "metrics": self.metrics,
             "started": self.started,
             "model": self.model.state_dict(),
@@ -87,11 +88,13 @@ class Run:
         """Take up a state: the masks first, because weights and optimizer state are masked as they are loaded.
 
         Raises:
-            ValueError: the state is of another kind of device, whose optimizer and bits are others.
+            ValueError: the state is of another kind of device, whose optimizer and bits are others, or of other images.
         """
         kind = state.get("device", self.device.type)
         if kind != self.device.type:
             raise ValueError(f"it was computed on {kind!r}, and this is {self.device.type!r}")
+        if state.get("labels", self.dataset.labels) != self.dataset.labels:
+            raise ValueError(f"it was computed on other images than those of {self.dataset.name!r}: labels differ")
         if self.topology:
             self.topology.load_state_dict(state["topology"])
         self.model.load_state_dict(state["model"])

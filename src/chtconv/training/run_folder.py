@@ -28,7 +28,7 @@ from torch import Tensor
 
 from chtconv.errors import ConfigurationError
 from chtconv.files import StorageError, locked, remove_partial, write_atomically, write_json, write_jsonl
-from chtconv.training.config import DENSE, Config
+from chtconv.training.config import DENSE, Config, dataset_name
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"
@@ -216,6 +216,8 @@ class RunFolder:
         except ConfigurationError as error:
             raise ConfigurationError(f"{error}; without {self.path} the run starts anew") from error
         differences = config.differences(stored)
+        if dataset_name(config.data.dataset) == dataset_name(stored.data.dataset):
+            differences.pop("dataset", None)  # it may have moved; the checkpoint knows its labels
         if differences:
             words = ", ".join(f"{name} {mine!r} instead of {stored!r}" for name, (mine, stored) in differences.items())
             raise ConfigurationError(f"the run in {self.path} was started with another configuration: {words}")

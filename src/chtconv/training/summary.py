@@ -14,7 +14,7 @@ def summarise(run: Run) -> dict[str, Any]:
     ``test_accuracy``, the headline, is the last epoch's, and so is ``validation_accuracy`` (None without such images).
     Beside them stand the test accuracy of the epoch that was best on the validation images, and the best test epoch,
     which flatters. Accuracies and sparsities are fractions; the earliest epoch wins a tie. ``flops`` are those of
-    :meth:`chtconv.training.run.Run.flops`.
+    :meth:`chtconv.training.run.Run.flops`; ``labels`` is a digest of the labels of the data set.
     """
     metrics, stats = run.metrics, run.topology.stats() if run.topology else None
     seconds = sum(row["seconds"] for row in metrics)
@@ -39,6 +39,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "validation": len(run.dataset.validation) if run.dataset.validation else 0,
             "test": len(run.dataset.test),
         },
+        "labels": run.dataset.labels,
         "layers": layers(run),
         "config": run.config.to_dict(),
         "versions": environment.versions(),
