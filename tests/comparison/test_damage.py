@@ -1,12 +1,13 @@
 """What is damaged, older, shared or cut short is named, and takes nothing else with it."""
 
+import contextlib
 import json
 import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from comparison_cells import until
@@ -293,7 +294,11 @@ def test_results_behind_links_are_one_file_whose_permissions_stay(tmp_path: Path
 
 
 def session_of(
-    monkeypatch: pytest.MonkeyPatch, path: Path, results: Path, session: Callable[[Callable[[int], list[int]]], None]
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+    results: Path,
+    session: Callable[[Callable[[int], list[int]]], None],
+    stream: TextIO | None = None,
 ) -> Study:
     """A session on runs that are not done yet: it is given what ends the run of a seed, and says what has a line."""
     study = Study(path, GRID, results)
@@ -311,8 +316,8 @@ def session_of(
     for each in summaries.values():
         each.unlink()
     monkeypatch.setattr(study_module, "run_cells", run_cells)
-    with study.opened(), (path / "printed").open("w") as stream, ThreadPoolExecutor(1) as engine:
-        study.run(engine, deadline=None, threads=1, stream=stream)
+    with study.opened(), (path / "printed").open("w") as printed, ThreadPoolExecutor(1) as engine:
+        study.run(engine, deadline=None, threads=1, stream=stream or printed)
     return study
 
 
@@ -336,6 +341,20 @@ def test_results_that_cannot_be_written_meanwhile_stop_no_run(
 
     session_of(monkeypatch, done, results, session)
     assert sorted(line["seed"] for line in read_lines(results)) == [0, 1, 2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_log_that_cannot_be_written_ends_no_session(
+    monkeypatch: pytest.MonkeyPatch, done: Path, tmp_path: Path
+) -> None:
+    def session(end: Callable[[int], list[int]]) -> None:
+        assert [end(0), end(1), end(2)] == [[0], [0, 1], [0, 1, 2]]
+
+    with Path("/dev/full").open("w") as stream:
+        study = session_of(monkeypatch, done, tmp_path / "all.jsonl", session, stream)
+        with contextlib.suppress(OSError):
+            stream.close()
+    assert study.ending()[1] == 0
 
 
 def test_results_that_cannot_be_written_to_the_end_are_named(

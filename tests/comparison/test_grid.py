@@ -261,6 +261,20 @@ def test_table_1_takes_other_values_and_local_data(tmp_path: Path) -> None:
         table1(["cifar"])
 
 
+def test_predictors_of_table_1_are_rows_of_their_own() -> None:
+    grid = table1(["cifar10"], method=["cht"], predictor=["ch3_l3n", "ch3_l3p", "ch2_l3p"], sparsity=[0.5], seed=[1])
+    assert {cell.name: cell.config.topology.predictor for cell in grid["cifar10"].cells()} == {
+        "cht-ch3-0.5-seed1": "ch3_l3n", "cht-ch3-l3p-0.5-seed1": "ch3_l3p", "cht-ch2-l3p-0.5-seed1": "ch2_l3p",
+    }  # fmt: skip
+
+
+def test_single_values_of_table_1_count() -> None:
+    assert names(table1(("cifar10",), sparsity=0.9, method="set", seed=5)["cifar10"]) == ["set-0.9-seed5"]
+    grid = table1(("cifar10",), method="cht", predictor="ch2_l3n", graph="layer", sparsity=0.9, seed=(5, 6), zeta=0.2)
+    assert names(grid["cifar10"]) == [f"cht-ch2-layer-graph-0.9-seed{seed}" for seed in (5, 6)]
+    assert grid["cifar10"].base.topology.zeta == 0.2
+
+
 def test_a_name_is_the_same_whatever_else_is_in_the_grid() -> None:
     alone = {cell.name: cell.config for cell in grid_from({"methods": ["chts"], "zeta": 0.5, "seed": 1}).cells()}
     table = {"methods": ["set", "chts"], "zeta": [0.3, 0.5], "seeds": [0, 1], "sparsities": [0.5, 0.9]}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from chtconv.comparison.grid import DEFAULT_AXES, PLURALS, Grid, grid_from, read_toml
+from chtconv.comparison.live import say
 from chtconv.comparison.rendering import text
 from chtconv.comparison.study import Study
 from chtconv.comparison.table import tables
@@ -113,7 +114,7 @@ def compare_command(options: argparse.Namespace) -> int:
     jobs = _jobs(options)
     studies = [Study(path, grid, options.results) for path, grid in grids.items()]
     for problem in dict.fromkeys(problem for study in studies for problem in study.problems):
-        print(f"chtconv: passed over: {problem}", file=sys.stderr)
+        say(f"chtconv: passed over: {problem}", sys.stderr)
     if options.list:
         for study in studies:
             print("\n".join(study.listed()))
@@ -130,7 +131,7 @@ def compare_command(options: argparse.Namespace) -> int:
             for study in studies:
                 study.run(engine, deadline=deadline, threads=_threads(options, jobs), stream=sys.stderr)
         except KeyboardInterrupt:
-            print("chtconv: interrupted; whole epochs are kept, and the same command goes on", file=sys.stderr)
+            say("chtconv: interrupted; whole epochs are kept, and the same command goes on", sys.stderr)
             return 130
         lines = [line for study in studies for line in study.lines()]
     if lines:

@@ -1,5 +1,6 @@
 """What a person sees while cells are trained: a table that changes on a terminal, lines elsewhere."""
 
+import contextlib
 import time
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -76,7 +77,7 @@ class Lines(View):
 
     def _print(self, line: str) -> None:
         counts = self.board.counts()
-        print(f"[{counts.get('done', 0)}/{len(self.board.cells)}] {line}", file=self._stream, flush=True)
+        say(f"[{counts.get('done', 0)}/{len(self.board.cells)}] {line}", self._stream)
 
 
 class Live(View):
@@ -118,6 +119,12 @@ class Live(View):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._table.whole = True
         self._screen.stop()
+
+
+def say(line: str, stream: TextIO) -> None:
+    """Print a line at once, if that can be done: a log on a full disk ends no session."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream, flush=True)
 
 
 def view_on(stream: TextIO, board: Board) -> View:

@@ -11,7 +11,7 @@ from chtconv.comparison.board import Board, label
 from chtconv.comparison.cell import Cell
 from chtconv.comparison.folder import RESULTS, ComparisonFolder
 from chtconv.comparison.grid import Grid
-from chtconv.comparison.live import view_on
+from chtconv.comparison.live import say, view_on
 from chtconv.comparison.outcome import Outcome
 from chtconv.comparison.process import INTERRUPTED, TERMINATED, TIME_IS_UP
 from chtconv.comparison.result import images_of, other_images, run_key
@@ -127,7 +127,7 @@ class Study:
         """
         missing = self.missing()
         done = len(self.cells) - len(missing)
-        print(f"{self.folder.path}: {len(self.cells)} runs, {done} done, {len(missing)} to do", file=stream)
+        say(f"{self.folder.path}: {len(self.cells)} runs, {done} done, {len(missing)} to do", stream)
         if not missing:
             return
         board = Board([cell for cell in self.cells if cell.name not in self._elsewhere], self.folder.path)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.grid import Grid
-from chtconv.errors import unknown
+from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS, method
 from chtconv.training.config import DENSE
 
@@ -25,6 +25,8 @@ AXES: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType({
     "seed": (14, 15, 16),
 })  # fmt: skip
 
+_TITLES: Final = MappingProxyType({"ch2_l3n": "CH2", "ch3_l3n": "CH3"})  # as the paper has them
+
 
 def table1(
     datasets: Sequence[str] = tuple(DATASETS), *, data: Path | str | None = None, **values: Any
@@ -35,11 +37,11 @@ def table1(
         datasets: of "cifar10" and "cifar100".
         data: a folder that holds folders of these names with their parquet files; by default they come from the
             Hugging Face Hub.
-        values: values of the configuration beside those of the recipe; sequences for ``method``, ``predictor``,
-            ``graph``, ``sparsity``, ``seed`` and other options of the evolution.
+        values: values of the configuration beside those of the recipe; ``method``, ``predictor``, ``graph``,
+            ``sparsity``, ``seed`` and other options of the evolution take several in a sequence.
 
     Raises:
-        ConfigurationError: for an unknown data set, or a value that cannot be used.
+        ConfigurationError: for an unknown data set, a value that cannot be used, or one that is there twice.
 
     >>> grids = table1()
     >>> {name: len(grid.cells()) for name, grid in grids.items()}
@@ -50,7 +52,12 @@ def table1(
     for name in datasets:
         if name not in DATASETS:
             raise unknown("data set of Table 1", name, DATASETS)
-    axes = dict(AXES) | {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
+    axes = dict(AXES)
+    for name, value in values.items():
+        if isinstance(value, list | tuple):
+            axes[name] = tuple(value)
+        elif name in AXES:
+            axes[name] = (value,)
     shared = {name: value for name, value in values.items() if name not in axes}
     methods, predictors, graphs = (axes.pop(name) for name in ("method", "predictor", "graph"))
     variants = _variants([name for name in methods if name != DENSE], predictors, graphs)
@@ -72,7 +79,8 @@ def _variants(methods: Sequence[str], predictors: Sequence[str], graphs: Sequenc
         title = METHOD_NAMES.get(name, name)
         changes: dict[str, Any] = {"method": name}
         if name in METHODS and method(name).uses_scores and method(name).predictor is None:
-            title += f"-{predictor.partition('_')[0].upper()}" + (", layer graph" if graph == "layer" else "")
+            title += f"-{_TITLES.get(predictor, predictor)}" + (", layer graph" if graph == "layer" else "")
             changes |= {"predictor": predictor, "graph": graph}
-        found[title] = changes
+        if found.setdefault(title, changes) != changes:
+            raise ConfigurationError(f"two rows of Table 1 are called {title!r}: accepted is one of a name.")
     return found
