@@ -17,7 +17,7 @@ from chtconv.comparison.cell import Cell
 from chtconv.comparison.folder import ComparisonFolder
 from chtconv.comparison.grid import grid_from
 from chtconv.comparison.outcome import Outcome
-from chtconv.comparison.process import TERMINATED, TIME_IS_UP
+from chtconv.comparison.process import TERMINATED, TIME_IS_UP, write_failure
 from chtconv.comparison.result import read_lines
 from chtconv.comparison.results_file import _alone, add_lines, check_writable, usable_lines
 from chtconv.comparison.runner import GIVEN_BACK, View
@@ -172,6 +172,22 @@ def test_a_damaged_line_of_results_is_named_and_kept_and_takes_no_other_with_it(
     assert [json.loads(line)["seed"] for line in others] == [1, 2]
 
 
+def test_what_others_wrote_into_the_results_stays_as_it_is(chtconv: Run, done: Path, tmp_path: Path) -> None:
+    """One line is no text, and others end and break as they do elsewhere."""
+    results = tmp_path / "all.jsonl"
+    good = json.dumps(summary(0, accuracy=0.9) | {"variant": "SET", "note": "a\u2028b"}, ensure_ascii=False).encode()
+    before = good + b"\r\n\xff\xfe{\r\n\r\n"
+    results.write_bytes(before)
+    code, out, error = compare(chtconv, done, "--results", str(results))
+    assert code == 0
+    assert "63.33" in out
+    assert f"passed over: cannot read {results}, line 2: " in error
+    assert error.count("passed over") == 1
+    after = results.read_bytes()
+    assert after.startswith(before)
+    assert [json.loads(line)["seed"] for line in after.removeprefix(before).splitlines()] == [1, 2]
+
+
 @pytest.mark.parametrize("content", [None, "{", "{}"])
 def test_a_folder_is_taken_up_again_without_its_table_of_contents(
     chtconv: Run, done: Path, content: str | None
@@ -210,11 +226,37 @@ def test_without_its_table_of_contents_a_folder_holds_runs_of_this_grid_only(cht
     assert "holds no comparison, and set-0.5-seed9, which is no run of this one" in error
 
 
+def test_results_may_lie_in_the_folder_itself(chtconv: Run, done: Path) -> None:
+    (done / "comparison.json").unlink()
+    results = done / "all.jsonl"
+    results.touch()
+    assert "all.jsonl, which is no run of this one" in compare(chtconv, done)[2]
+    assert compare(chtconv, done, "--results", str(results))[0] == 0
+    assert len(read_lines(results)) == 3
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(chtconv: Run, done: Path) -> None:
     (done / ".lock").mkdir()
     code, _, error = compare(chtconv, done)
     assert code == 2
     assert f"cannot write to the folder {done}: Is a directory" in error
+
+
+def test_a_folder_that_keeps_nothing_is_for_any_grid(chtconv: Run, tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    other = grid_from({"methods": ["set", "rigl"], "seeds": [0], "epochs": 1, "lr": 1e30})
+    with ComparisonFolder(path).opened(other) as cells:
+        for cell in cells:
+            write_failure(path / cell.name, "the loss is not finite")
+    assert compare(chtconv, path, "--time-limit", "0s")[0] == 3
+    stored = json.loads((path / "comparison.json").read_text())
+    assert stored["shared"]["lr"] == 0.05
+    assert list(stored["cells"]) == NAMES
+    (path / NAMES[0]).mkdir(exist_ok=True)
+    (path / NAMES[0] / "config.json").write_text(json.dumps(GRID.cells()[0].config.to_dict()))
+    code, _, error = compare(chtconv, path, "--lr", "0.1")
+    assert code == 2
+    assert "holds runs of another grid, with lr 0.05, not 0.1" in error
 
 
 # -------------------------------------------------------------------------------------------------- shared files

@@ -217,6 +217,17 @@ def test_a_child_finds_modules_and_relative_paths_as_the_coordinator_does(
     assert run_cell(task(tmp_path, cwd=str(tmp_path / "data"))) == Outcome("done")
 
 
+def test_a_child_takes_no_module_from_the_folder_that_it_runs_in(
+    child: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "chtconv_test_child.py").write_text('def answer(): print(\'{"state": "done"}\')\n')
+    (tmp_path / "json.py").write_text("raise SystemExit('json of the user')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "modules"), *sys.path])
+    child(CHILD + "answer()")
+    assert run_cell(task(tmp_path, cwd=str(tmp_path))) == Outcome("done")
+
+
 def test_a_deadline_stops_before_the_first_epoch_that_would_pass_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

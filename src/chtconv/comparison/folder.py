@@ -34,10 +34,16 @@ State = Literal["done", "begun", "failed", "waiting"]
 
 
 class ComparisonFolder:
-    """The files of one comparison under ``path``, which need not exist yet."""
+    """The files of one comparison under ``path``, which need not exist yet.
 
-    def __init__(self, path: Path | str) -> None:
+    Args:
+        path: of the folder.
+        results: the file of its results, which may lie in it or elsewhere; by default ``results.jsonl`` in it.
+    """
+
+    def __init__(self, path: Path | str, results: Path | None = None) -> None:
         self.path: Final = Path(path)
+        self.results: Final = self.path / RESULTS if results is None else results
 
     def run_folder(self, name: str) -> RunFolder:
         """The folder of the run with this name."""
@@ -78,6 +84,8 @@ class ComparisonFolder:
     def check(self, grid: Grid) -> None:
         """Refuse a folder that this grid has no place in, before anything is written.
 
+        A folder in which nothing was kept, because all of its runs failed in their first epoch, is for any grid.
+
         Raises:
             ConfigurationError: naming the values in which the runs in the folder differ, or that it holds other files.
         """
@@ -85,17 +93,27 @@ class ComparisonFolder:
             raise ConfigurationError(f"{self.path} is a file: --out must name a folder")
         stored = self.stored()
         if stored:
-            _check_shared(self.path, stored, grid)
+            if self._keeps_any(stored):
+                _check_shared(self.path, stored, grid)
         elif self.path.exists():
             self._check_strangers({cell.name for cell in replace(grid, chosen=()).cells()})
         for cell in grid.cells():
             self._check_run(cell)
 
+    def _keeps_any(self, stored: dict[str, Any]) -> bool:
+        """Whether any run or result is kept here; otherwise the folder is for any grid."""
+        results = self.path / RESULTS
+        runs = any(self.run_folder(name).holds_run() for name in stored["cells"])
+        return runs or (results.exists() and results.stat().st_size > 0)
+
     def _check_strangers(self, names: set[str]) -> None:
         """Where nothing says whose folder it is, all that is in it must be of this grid."""
+        mine = {*names, RESULTS}
+        if self.results.absolute().parent == self.path.absolute():
+            mine.add(self.results.name)
         for each in sorted(path.name for path in self.path.iterdir()):
             passing = each.startswith(session.PREFIX) or (each.startswith(".") and each.endswith((LOCK, PARTIAL)))
-            if each not in names and each != RESULTS and not passing:
+            if each not in mine and not passing:
                 raise ConfigurationError(
                     f"{self.path} holds no comparison, and {each}, which is no run of this one: "
                     "--out must name another folder"
@@ -186,7 +204,8 @@ class ComparisonFolder:
             remove_partial(self.path)
             self.check(grid)
             cells = grid.cells()
-            known = self.stored().get("cells", {})
+            stored = self.stored()
+            known = stored["cells"] if stored and self._keeps_any(stored) else {}
             shared = shared_values(grid)
             names = {
                 cell.name: {

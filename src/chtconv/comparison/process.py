@@ -27,9 +27,10 @@ _GRACE: Final = 5.0  # seconds that a process has to end before it is killed
 # What died with its machine's worker ends within a second; a worker that is told to close takes half a minute.
 _PATIENCE: Final = 60.0
 _SHOWN: Final = 4000  # bytes of standard error that are kept of a failure
-# The path first: the child must find the same modules as this process, from wherever this one was started.
+# The path first: the child must find the same modules as this process, from wherever this one was started, and none in
+# the folder that it runs in, which -c puts first.
 _CHILD: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); "
+    "import sys; sys.path[:] = filter(None, sys.path); import json; sys.path[:] = json.loads(sys.stdin.readline()); "
     "from chtconv.comparison.worker import main; sys.exit(main())"
 )
 

@@ -67,11 +67,13 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
     Raises:
         ConfigurationError: naming the file and the line that is no JSON object, or has a configuration that is none.
     """
-    return [parsed(text, place) for place, text in placed_lines(Path(path))]
+    return [parsed(line, place) for place, line in placed_lines(Path(path))]
 
 
-def placed_lines(path: Path) -> list[tuple[str, str]]:
+def placed_lines(path: Path) -> list[tuple[str, bytes]]:
     """The lines of a results file that are not empty, each with the words for its place; none where there is no file.
+
+    They are bytes, so that one that is no text spoils no other.
 
     Raises:
         ConfigurationError: if it cannot be read.
@@ -79,24 +81,26 @@ def placed_lines(path: Path) -> list[tuple[str, str]]:
     if not path.exists():
         return []
     try:
-        texts = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        found = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error}") from error
-    return [(f"{path}, line {number}", text) for number, text in enumerate(texts, 1) if text.strip()]
+    return [(f"{path}, line {number}", line) for number, line in enumerate(found, 1) if line.strip()]
 
 
-def parsed(text: str, place: str) -> dict[str, Any]:
+def parsed(encoded: bytes, place: str) -> dict[str, Any]:
     """The result that a line of a results file holds.
 
     Args:
-        text: the line.
+        encoded: the line.
         place: where it is, for the message.
 
     Raises:
         ConfigurationError: if it is no JSON object, or has a configuration that is none.
     """
     try:
-        value = json.loads(text, parse_constant=_refused)
+        value = json.loads(encoded.decode(), parse_constant=_refused)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"cannot read {place}: {error}") from error
     except ValueError as error:
         raise ConfigurationError(f"{place} is no JSON: {error}") from error
     if not isinstance(value, dict) or not isinstance(value.get("config"), dict):

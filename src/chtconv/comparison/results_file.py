@@ -21,16 +21,16 @@ def usable_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         ConfigurationError: if the file cannot be read.
     """
     lines, problems = [], []
-    for place, text in placed_lines(path):
+    for place, encoded in placed_lines(path):
         try:
-            lines.append(_usable(text, place))
+            lines.append(_usable(encoded, place))
         except ConfigurationError as error:
             problems.append(str(error))
     return lines, problems
 
 
-def _usable(text: str, place: str) -> dict[str, Any]:
-    line = parsed(text, place)
+def _usable(encoded: bytes, place: str) -> dict[str, Any]:
+    line = parsed(encoded, place)
     try:
         check_line(line)
     except ConfigurationError as error:
@@ -51,11 +51,10 @@ def add_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
         present = {run_key(line["config"]) for line in usable_lines(path)[0]}
         lacking = [line for line in lines if run_key(line["config"]) not in present]
         if lacking:
-            before = path.read_text() if path.exists() else ""
-            whole = before if not before or before.endswith("\n") else f"{before}\n"
-            write_atomically(
-                path, (whole + "".join(json.dumps(line, allow_nan=False) + "\n" for line in lacking)).encode()
-            )
+            before = path.read_bytes() if path.exists() else b""
+            ended = before if not before or before.endswith(b"\n") else before + b"\n"
+            added = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lacking)
+            write_atomically(path, ended + added.encode())
 
 
 def check_writable(path: Path) -> None:

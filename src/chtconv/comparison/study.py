@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 
 from chtconv.comparison.board import Board, label
 from chtconv.comparison.cell import Cell
-from chtconv.comparison.folder import RESULTS, ComparisonFolder
+from chtconv.comparison.folder import ComparisonFolder
 from chtconv.comparison.grid import Grid
 from chtconv.comparison.live import say, view_on
 from chtconv.comparison.outcome import Outcome
@@ -40,14 +40,14 @@ class Study:
     """
 
     def __init__(self, path: Path, grid: Grid, results: Path | str | None = None) -> None:
-        self.folder: Final = ComparisonFolder(path)
+        self.folder: Final = ComparisonFolder(path, None if results is None else Path(results))
         self.grid: Final = grid
         self.cells: Final = grid.cells()
-        self._results = Path(results) if results else path / RESULTS
+        self._results = self.folder.results
         self._outcomes: dict[str, Outcome] = {}
         self._damaged: dict[str, str] = {}
         self._storage = ""
-        if results and not self._results.absolute().parent.is_dir():
+        if results is not None and not self._results.absolute().parent.is_dir():
             raise ConfigurationError(f"results={str(results)!r}: accepted is a file in a folder that exists.")
         self.folder.check(grid)
         known, self.problems = usable_lines(self._results)
