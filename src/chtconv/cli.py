@@ -7,8 +7,8 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Final, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,16 +20,6 @@ from chtconv.report import command as report
 from chtconv.training import TrainingDiverged
 from chtconv.training import command as train
 from chtconv.training.environment import package_version
-from chtconv.training.options import option
-
-# The options of each command, for a guess at what a mistyped one was meant to be.
-_OPTIONS: Final[dict[str, Collection[str]]] = {
-    "train": train.OPTIONS,
-    "compare": compare.OPTIONS,
-    "table1": compare.OPTIONS,
-    "report": report.OPTIONS,
-    "explain": explain.OPTIONS,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _make_printable()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
-    options, unknown_words = parser.parse_known_args(words)
-    if unknown_words:
-        parser.error(_unknown_option(unknown_words[0], options.command))
+    options = parser.parse_args(words)
     try:
         with _warnings_in_a_line():
             code = _run(options, words)
@@ -78,6 +66,13 @@ def _make_printable() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what this command does not know, with the nearest of its own options."""
+        found, strange = super().parse_known_args(args, namespace)
+        if strange:
+            self.error(_unknown_option(strange[0], list(self._option_string_actions), self.prog))
+        return found, strange
+
     def error(self, message: str) -> NoReturn:
         print(f"chtconv: error: {message}", file=sys.stderr)
         raise SystemExit(2)
@@ -121,10 +116,9 @@ def _warnings_in_a_line() -> Iterator[None]:
         yield
 
 
-def _unknown_option(word: str, command: str) -> str:
-    known = [option(name) for name in _OPTIONS[command]]
+def _unknown_option(word: str, known: Sequence[str], command: str) -> str:
     close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    guess = f"did you mean {close[0]!r}?" if close else f"'chtconv {command} --help' lists them."
+    guess = f"did you mean {close[0]!r}?" if close else f"'{command} --help' lists them."
     return f"unknown option {word!r}: {guess}"
 
 

@@ -285,6 +285,14 @@ def test_yes_and_no_are_values_like_others(chtconv: Run, tmp_path: Path) -> None
         (["--sparsity", "0.5"], "unknown option '--sparsity': did you mean '--sparsities'?"),
         (["--prune-dead", "maybe"], "prune_dead='maybe': accepted is yes or no"),
         (["no.toml"], "cannot read the grid no.toml"),
+        (["--datasets", "cifar10"], "unknown option '--datasets': did you mean '--dataset'?"),
+        (["--recipes=quick"], "unknown option '--recipes=quick': did you mean '--recipe'?"),
+        (["--time-limit", ""], "time-limit='': accepted are times such as 90s"),
+        (["--jobs", ""], "jobs='': accepted is a whole number, at least 1"),
+        (["--results", ""], "results='': accepted is text, not empty"),
+        (["--scheduler", ""], "scheduler='': accepted is text, not empty"),
+        (["--recipe", ""], "recipe='': accepted is text, not empty"),
+        ([""], "grid='': accepted is text, not empty"),
     ],
 )
 def test_what_cannot_be_used_is_named_before_anything_is_written(
@@ -295,6 +303,12 @@ def test_what_cannot_be_used_is_named_before_anything_is_written(
     assert code == 2
     assert message in error
     assert not out.exists()
+
+
+def test_table_1_suggests_its_own_options(chtconv: Run) -> None:
+    code, _, error = chtconv("table1", "--dataset", "cifar10")
+    assert code == 2
+    assert "unknown option '--dataset': did you mean '--datasets'?" in error
 
 
 def test_table_1_on_other_images(chtconv: Run, tmp_path: Path) -> None:

@@ -176,9 +176,30 @@ def test_a_toml_file_and_what_goes_before_it(tmp_path: Path) -> None:
     assert names(grid) == ["set-stop-fraction-0.5-0.9-seed7"]
 
 
+def test_text_in_a_table_means_what_it_means_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_bytes(
+        b'\xef\xbb\xbfflip = "yes"\r\nhead = "none"\r\nmethods = ["set"]\r\nseeds = [1]\r\n'
+        b'allocation = ["none", "kernel"]\r\n'
+        b'[[variants]]\r\nname = "mine"\r\nmethod = "chts"\r\ntemperature = "none"\r\nprune-dead = "yes"\r\n'
+    )
+    grid = grid_from(read_toml(path))
+    assert grid.base == Config().replace(flip=True, head=None)
+    assert grid.axes["allocation"] == (None, "kernel")
+    assert {cell.config.topology.prune_dead for cell in grid.cells() if cell.method == "chts"} == {True}
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ({"recipe": "quick", "width": 0.5, "seeds": [1], "epochs": 2, "seed": 2}, "seeds, seed: the same value"),
+        ({"seeds": [1, True]}, "seed=True: accepted is a whole number"),
+        ({"flip": "maybe"}, "flip='maybe': accepted is yes or no"),
+        ({"variants": [{"name": "a", "zeta": "much"}]}, "zeta='much': accepted is a number"),
+        (
+            {"variants": [{"name": "CHTs \u03b1", "method": "set"}, {"name": "CHTs \u03b2", "method": "cht"}]},
+            "accepted are names of variants that differ in letters a to z, digits or points",
+        ),
         ({"zetas": 0.1}, "unknown value of a grid 'zetas': did you mean 'zeta'"),
         ({"epochs": [1, 2]}, "epochs takes one value for all runs"),
         ({"methods": ["sett"]}, "unknown method 'sett': did you mean 'set'"),

@@ -33,8 +33,6 @@ from chtconv.training.recipes import RECIPES, recipe
 from chtconv.training.setting import whole
 
 _SEVERAL: Final = {name: name for name in SECTIONS["topology"]} | {one: many for many, one in PLURALS.items()}
-_ENGINE: Final = ("out", "jobs", "scheduler", "time-limit", "results", "only", "list")
-OPTIONS: Final = (*(_SEVERAL.get(name, name) for name in SETTINGS), "recipe", "datasets", "data", *_ENGINE)
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -108,10 +106,10 @@ def compare_command(options: argparse.Namespace) -> int:
         ConfigurationError: naming what cannot be used.
         StorageError: a file cannot be written.
     """
-    began, out = time.time(), Path(options.out)
-    limit = seconds(options.time_limit) if options.time_limit else None
+    began, out, jobs = time.time(), Path(options.out), _jobs(options)
+    limit = None if options.time_limit is None else seconds(options.time_limit)
+    _check_given(options)
     grids = {out / name if name else out: grid for name, grid in _grids(options).items()}
-    jobs = _jobs(options)
     studies = [Study(path, grid, options.results) for path, grid in grids.items()]
     for problem in dict.fromkeys(problem for study in studies for problem in study.problems):
         say(f"chtconv: passed over: {problem}", sys.stderr)
@@ -140,6 +138,13 @@ def compare_command(options: argparse.Namespace) -> int:
     print("\n".join(words for words, _ in left))
     codes = {code for _, code in left}
     return 1 if 1 in codes else max(codes)  # a failure is never out of sight behind another data set's time limit
+
+
+def _check_given(options: argparse.Namespace) -> None:
+    """Refuse empty text, as a variable of a shell leaves it that is not set: it stands for no file and no address."""
+    for name, value in vars(options).items():
+        if value == "" and name not in SETTINGS:
+            raise ConfigurationError(f"{name.replace('_', '-')}='': accepted is text, not empty.")
 
 
 @contextlib.contextmanager

@@ -125,7 +125,10 @@ class Grid:
             if known.config != cell.config:
                 differences = ", ".join(known.config.differences(cell.config))
                 both = " and ".join(map(repr, dict.fromkeys((known.variant, cell.variant))))
-                raise ConfigurationError(f"two runs are called {cell.name!r} ({both}) and differ in {differences}.")
+                raise ConfigurationError(
+                    f"two runs are called {cell.name!r} ({both}) and differ in {differences}: accepted are names of "
+                    "variants that differ in letters a to z, digits or points, after which folders are called."
+                )
             name = names.setdefault(cell.config, cell.variant)
             if name != cell.variant:
                 raise ConfigurationError(
@@ -246,7 +249,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors may put a mark before the text
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"cannot read the grid {path}: {error}") from error
 
@@ -256,7 +259,8 @@ def grid_from(table: Mapping[str, Any], **values: Any) -> Grid:
 
     Names are those of the configuration, with hyphens or underscores; ``methods``, ``predictors``, ``graphs``,
     ``sparsities`` and ``seeds`` are accepted too. A list is an axis. ``recipe`` names a recipe ("quick" by default),
-    and ``variants`` is a list of tables, each with a ``name``.
+    and ``variants`` is a list of tables, each with a ``name``. Text such as "none" and "yes" means what it means on the
+    command line.
 
     Args:
         table: names and values.
@@ -268,10 +272,7 @@ def grid_from(table: Mapping[str, Any], **values: Any) -> Grid:
     >>> grid_from({"methods": ["set", "chts"], "sparsity": 0.9, "seeds": [14], "epochs": 2}).shared
     {'sparsity': 0.9, 'epochs': 2}
     """
-    named = {PLURALS.get(key.replace("-", "_"), key.replace("-", "_")): value for key, value in table.items()}
-    if len(named) < len(table):
-        raise ConfigurationError(f"{', '.join(table)}: the same value is named twice.")
-    named |= values
+    named = _by_own_names(table) | values
     chosen, variants = named.pop("recipe", "quick"), named.pop("variants", [])
     for name in named:
         _check_name(name)
@@ -279,16 +280,32 @@ def grid_from(table: Mapping[str, Any], **values: Any) -> Grid:
     usual = {name: values for name, values in DEFAULT_AXES.items() if name == "seed" or not tables}
     if not isinstance(chosen, str):
         raise ConfigurationError(f"recipe={chosen!r}: accepted is a name.")
-    several = {name: value if isinstance(value, list | tuple) else [value] for name, value in named.items()}
-    for name, choices in several.items():
-        if any(isinstance(each, list | tuple | dict) for each in choices):
-            raise ConfigurationError(f"{name}={named[name]!r}: accepted are single values.")
+    several = {name: _choices(name, value) for name, value in named.items()}
     axes = usual | {
-        name: tuple(dict.fromkeys(value))
-        for name, value in several.items()
+        name: tuple(dict.fromkeys(choices))
+        for name, choices in several.items()
         if name in DEFAULT_AXES or isinstance(named[name], list | tuple)
     }
-    return Grid(chosen, {name: value for name, value in named.items() if name not in axes}, axes, tables)
+    return Grid(chosen, {name: choices[0] for name, choices in several.items() if name not in axes}, axes, tables)
+
+
+def _by_own_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table by their names in the configuration."""
+    keys: dict[str, str] = {}
+    for key in table:
+        name = key.replace("-", "_")
+        other = keys.setdefault(PLURALS.get(name, name), key)
+        if other != key:
+            raise ConfigurationError(f"{other}, {key}: the same value is named twice.")
+    return {name: table[key] for name, key in keys.items()}
+
+
+def _choices(name: str, value: Any) -> list[Any]:
+    """The values that a name of a table stands for, checked one by one: those that are equal may be of other types."""
+    choices = list(value) if isinstance(value, list | tuple) else [value]
+    if any(isinstance(each, list | tuple | dict) for each in choices):
+        raise ConfigurationError(f"{name}={value!r}: accepted are single values.")
+    return [SETTINGS[name].read(name, each) for each in choices]
 
 
 def _check_name(name: str) -> None:
@@ -322,6 +339,7 @@ def _variants(tables: Any) -> dict[str, dict[str, Any]]:
         changes = {key.replace("-", "_"): value for key, value in table.items() if key != "name"}
         for name in changes:
             _check_variant_name(called, name)
+        changes = {name: SETTINGS[name].read(name, value) for name, value in changes.items()}
         if called in found:
             raise ConfigurationError(f"two variants are called {called!r}.")
         found[called] = changes

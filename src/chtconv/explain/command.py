@@ -40,7 +40,6 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "sparsity": 0.9,
     "seed": 0,
 }
-OPTIONS: Final = ("layer", *_OPTIONS, "out", "shape", "input-size", *_RANDOM)
 
 
 def add_command(commands: Any) -> None:

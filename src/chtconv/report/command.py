@@ -8,7 +8,6 @@ from chtconv.errors import ConfigurationError
 from chtconv.extras import need
 from chtconv.files import write_atomically
 
-OPTIONS: Final = ("out", "results")
 _SUFFIXES: Final = (".html", ".htm")
 _PACKAGES: Final = ("matplotlib", "jinja2", "scipy")
 

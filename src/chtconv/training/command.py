@@ -3,9 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from chtconv.training.config import DENSE, SETTINGS, Config
+from chtconv.training.config import DENSE, Config
 from chtconv.training.loop import train
 from chtconv.training.next_commands import next_command, resume_command
 from chtconv.training.options import add_settings, given
@@ -13,8 +13,6 @@ from chtconv.training.progress import Bar, Lines
 from chtconv.training.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from chtconv.training.report import report
 from chtconv.training.run_folder import RunFolder, default_out
-
-OPTIONS: Final = (*SETTINGS, "recipe", "out", "resume", "overwrite")
 
 
 def add_command(commands: Any) -> None:

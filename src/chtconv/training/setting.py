@@ -66,6 +66,19 @@ class Setting:
         except (ValueError, KeyError):
             raise ConfigurationError(f"{name}={text!r}: accepted is {self.words}.") from None
 
+    def read(self, name: str, value: object) -> object:
+        """A value as a file gives it: text stands for what it stands for on the command line.
+
+        Raises:
+            ConfigurationError: naming the field ``name``, the value and what is accepted.
+
+        >>> switch("mirror images").read("flip", "yes"), switch("mirror images").read("flip", True)
+        (True, True)
+        """
+        found = self.parse(name, value) if isinstance(value, str) else value
+        self.check(name, found)
+        return found
+
     @property
     def words(self) -> str:
         """What is accepted, in words.
