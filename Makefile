@@ -12,7 +12,7 @@ SANITIZED := build/sanitized
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard $(CSRC)/*.c $(CSRC)/*.h)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard $(CSRC)/*.c $(CSRC)/*.h) $(CSRC)/../sources.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -1,6 +1,7 @@
 """Builds the compiled kernels with the package; everything else about it is in pyproject.toml. See docs/building.md."""
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCES = "src/chtconv/sparse_compute/csrc"
+ROOT = Path(__file__).parent
 COMMON = "common.c"  # compiled once; every other file once for each instruction set and type
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno"]
@@ -57,13 +59,17 @@ def compilations(sources: Sequence[str], processor: str) -> Iterator[tuple[str, 
 
 
 def build(sources: Sequence[str], platform: str, folder: Path, output: Path) -> None:
-    """Compiles and links the shared library; ``CC``, ``CFLAGS`` and ``LDFLAGS`` are those of the environment.
+    """Compiles and links the shared library, which can tell what it was built from.
+
+    ``CC``, ``CFLAGS`` and ``LDFLAGS`` are those of the environment.
 
     Raises:
         CompileError: with the reason.
     """
     compiler = shlex.split(os.environ.get("CC") or next(filter(shutil.which, ["cc", "gcc", "clang"]), "cc"))
     compiler += shlex.split(os.environ.get("CFLAGS", ""))
+    digest = runpy.run_path(str(ROOT / "src/chtconv/sparse_compute/sources.py"))["digest"]
+    compiler.append(f'-DCHTCONV_SOURCES="{digest(Path(sources[0]).parent)}"')
     linked = shlex.split(os.environ.get("LDFLAGS", ""))
     parts = []
     for processor, chosen in processors(platform).items():

@@ -17,6 +17,7 @@ import torch
 from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.sparse_compute import library as module
 from chtconv.sparse_compute.library import Library, library
+from chtconv.sparse_compute.sources import digest
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "src/chtconv/sparse_compute/csrc"
@@ -160,6 +161,45 @@ def test_another_version_is_refused(fresh, tmp_path):
     assert f"interface version 999, and {module.ABI_VERSION} is needed" in refused(fresh, path)
 
 
+@needs_kernels
+def test_a_library_of_other_sources_than_those_beside_is_refused(fresh, tmp_path):
+    """What an editable install sees after a change of csrc; a wheel has no sources, and only the version counts."""
+    beside = tmp_path / "csrc"
+    shutil.copytree(CSRC, beside)
+    fresh.setattr(module, "__file__", str(tmp_path / "library.py"))
+    fresh.setenv("CHTCONV_LIBRARY", str(FILE))
+    assert library() is not None
+    library.cache_clear()
+    (beside / "links.c").write_bytes((beside / "links.c").read_bytes() + b"\n")
+    assert f"{FILE} was built from other sources than those in csrc: build it again" in refused(fresh, FILE)
+    library.cache_clear()
+    shutil.rmtree(beside)
+    assert library() is not None
+
+
+@needs_compiler
+def test_a_library_that_names_no_sources_is_refused_beside_some(fresh, tmp_path):
+    path = compiled(tmp_path, f"int chtconv_abi_version(void) {{ return {module.ABI_VERSION}; }}")
+    shutil.copytree(CSRC, tmp_path / "csrc")
+    fresh.setattr(module, "__file__", str(tmp_path / "library.py"))
+    assert "build it again" in refused(fresh, path)
+
+
+def test_sources_are_told_by_names_and_bytes(tmp_path):
+    def made(folder, *files):
+        for name, content in files:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_bytes(content)
+        return digest(tmp_path / folder)
+
+    files = [("a.c", b"1\n"), ("b.h", b"2\n"), ("c.c", b"")]
+    first = made("first", *files)
+    assert first == made("second", *reversed(files), ("a.o", b"of a compiler"))
+    others = [made("third", ("a.c", b"1\r\n"), *files[1:]), made("fourth", ("b.c", b"1\n"), *files[1:]), made("none")]
+    assert len({first, *others}) == 4
+    assert others[-1] == ""
+
+
 def test_a_process_warns_once(tmp_path):
     code = (
         "import warnings\n"
@@ -218,13 +258,16 @@ def test_a_width_that_this_processor_lacks_is_refused(fresh):
 
 # ---- Calling ---------------------------------------------------------------------------------------------------------
 
-MADE = """
-int chtconv_abi_version(void) { return %d; }
+MADE = f"""
+int chtconv_abi_version(void) {{ return {module.ABI_VERSION}; }}
+const char *chtconv_sources(void) {{ return "{digest(CSRC)}"; }}
+"""
+MADE += """
 int chtconv_supported(void) { return 1; }
 void chtconv_use_threads(void *address) {}
 int total_f32_scalar(const float *x, int64_t count, float *out, const void *nothing, int64_t *seen, double scale) {
     float sum = 0;
-    for (int64_t i = 0; i < count %% 1000; i++) sum += x[i];
+    for (int64_t i = 0; i < count % 1000; i++) sum += x[i];
     *out = sum * scale;
     *seen = nothing ? -1 : count;
     return 0;
@@ -237,7 +280,7 @@ int total_f64_scalar(const double *x, int64_t count, double *out, const void *no
 
 @needs_compiler
 def test_arguments_arrive(tmp_path, fresh):
-    kernels = Library(compiled(tmp_path, MADE % module.ABI_VERSION))
+    kernels = Library(compiled(tmp_path, MADE))
     x, out, seen = torch.arange(6.0)[1:], torch.zeros(1), ctypes.c_int64()
     count = 7_000_000_000_005  # needs all 64 bits
     kernels.call("total", torch.float32, x, count, out, None, ctypes.byref(seen), ctypes.c_double(0.5))
@@ -259,7 +302,7 @@ def test_arguments_arrive(tmp_path, fresh):
     ],
 )
 def test_codes_become_errors(tmp_path, fresh, code, error, words):
-    kernels = Library(compiled(tmp_path, MADE % module.ABI_VERSION))
+    kernels = Library(compiled(tmp_path, MADE))
     with pytest.raises(error, match=f"kernel total: .*{words}"):
         kernels.call("total", torch.float64, None, 0, None, None, ctypes.byref(ctypes.c_int64(code)), None)
 
@@ -337,6 +380,18 @@ import pathlib, sys
 pathlib.Path({log!r}).open("a").write(" ".join(sys.argv[1:]) + "\\n")
 pathlib.Path(sys.argv[sys.argv.index("-o" if "-o" in sys.argv else "-output") + 1]).write_text("made")
 """
+
+
+@needs_compiler
+def test_a_library_tells_what_it_was_built_from(setup, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", COMPILER)
+    (tmp_path / "csrc").mkdir()
+    source = tmp_path / "csrc/common.c"
+    source.write_text('__attribute__((visibility("default"))) const char *told(void) { return CHTCONV_SOURCES; }')
+    setup.build([str(source)], "linux-x86_64", tmp_path, tmp_path / "_native.so")
+    file = ctypes.CDLL(str(tmp_path / "_native.so"))
+    file.told.restype = ctypes.c_char_p
+    assert file.told().decode() == digest(tmp_path / "csrc")
 
 
 @pytest.mark.parametrize("platform", ["linux-x86_64", "macosx-10.13-universal2"])

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from chtconv.errors import ChtconvWarning, ConfigurationError, unknown
+from chtconv.sparse_compute.sources import digest
 
-ABI_VERSION = 1
-"""Of the functions that Python calls: raised here and in ``csrc/common.h`` when one of them changes."""
+ABI_VERSION = 2
+"""Raised here and in ``csrc/common.h`` when a function that Python calls takes other arguments, or when what an older
+library computes is wrong or unsafe."""
 
 _BITS = {"avx512": 4, "avx2": 2, "neon": 8, "scalar": 1}  # of chtconv_supported, widest first
 _TYPES = {torch.float32: "f32", torch.float64: "f64"}
@@ -41,7 +43,8 @@ class Library:
             path: of the shared library.
 
         Raises:
-            OSError: where it is missing, cannot be loaded, or was built for another version of this module.
+            OSError: where it is missing, cannot be loaded, or was built for another version of this module, or from
+                other sources than those beside this module (of an editable install; a wheel has none).
             ConfigurationError: for a value of ``CHTCONV_ISA`` that :meth:`use` refuses.
         """
         if not path.exists():
@@ -50,6 +53,9 @@ class Library:
         version = self._file.chtconv_abi_version() if hasattr(self._file, "chtconv_abi_version") else "none"
         if version != ABI_VERSION:
             raise OSError(f"{path} has interface version {version}, and {ABI_VERSION} is needed: build it again")
+        sources = digest(Path(__file__).with_name("csrc"))
+        if sources and sources != self._built_from():
+            raise OSError(f"{path} was built from other sources than those in csrc: build it again")
         self._functions: dict[tuple[str, torch.dtype, str], Callable[..., int]] = {}
         bits = self._file.chtconv_supported()
         self.supported = tuple(isa for isa, bit in _BITS.items() if bits & bit)
@@ -92,6 +98,12 @@ class Library:
         code = function(*[_passed(value) for value in args])
         if code:
             raise _failure(name, code)
+
+    def _built_from(self) -> str:
+        if not hasattr(self._file, "chtconv_sources"):
+            return ""
+        self._file.chtconv_sources.restype = ctypes.c_char_p
+        return bytes(self._file.chtconv_sources()).decode()
 
     def _function(self, name: str, dtype: torch.dtype) -> Callable[..., int]:
         if dtype not in _TYPES:

@@ -8,6 +8,9 @@ static parallel_for torch_parallel_for = NULL;
 
 CHTCONV_API int chtconv_abi_version(void) { return CHTCONV_ABI_VERSION; }
 
+/* Digest of the files that this was built from; setup.py defines it. */
+CHTCONV_API const char *chtconv_sources(void) { return CHTCONV_SOURCES; }
+
 /* Null for none: everything then runs on the calling thread. */
 CHTCONV_API void chtconv_use_threads(void *address) { torch_parallel_for = (parallel_for)address; }
 

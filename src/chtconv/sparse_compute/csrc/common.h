@@ -11,8 +11,9 @@
 #define CHTCONV_API __attribute__((visibility("default")))
 #endif
 
-/* Of the functions that Python calls: raised here and in library.py when one of them changes. */
-#define CHTCONV_ABI_VERSION 1
+/* Raised here and in library.py when a function that Python calls takes other arguments, or when what an older library
+ * computes is wrong or unsafe. */
+#define CHTCONV_ABI_VERSION 2
 
 /* What functions return. */
 enum { CHTCONV_OK = 0, CHTCONV_OUT_OF_MEMORY = 1, CHTCONV_BAD_ARGUMENT = 2, CHTCONV_THREADS_FAILED = 3 };
