@@ -103,27 +103,39 @@ def _put(source: Path, target: Path) -> None:
     beside.replace(target)
 
 
-class BuildKernels(build_ext):
-    """Builds the one library of the package, or says why not and goes on.
+def wanted() -> str:
+    """The value of ``CHTCONV_BUILD_KERNELS``.
 
-    ``CHTCONV_BUILD_KERNELS=0`` builds none, and ``=1`` makes it an error where that fails.
+    ``0``: no kernels. ``1``: it is an error where they cannot be built. Empty, as without it: then the package is
+    installed without.
+
+    Raises:
+        SystemExit: for every other value.
     """
+    word = os.environ.get("CHTCONV_BUILD_KERNELS", "")
+    if word not in ("", "0", "1"):
+        raise SystemExit(f"CHTCONV_BUILD_KERNELS={word!r}: accepted are 0, 1, and nothing.")
+    return word
+
+
+class BuildKernels(build_ext):
+    """Builds the one library of the package, or says why not and goes on, see :func:`wanted`."""
 
     def get_ext_filename(self, fullname):
         """The same for every Python, whose interface the library does not use."""
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext):  # noqa: D102
-        output, wanted = Path(self.get_ext_fullpath(ext.name)), os.environ.get("CHTCONV_BUILD_KERNELS")
+        output, word = Path(self.get_ext_fullpath(ext.name)), wanted()
         output.unlink(missing_ok=True)
         try:
-            if wanted == "0":
+            if word == "0":
                 raise CompileError("CHTCONV_BUILD_KERNELS=0")
             if sys.platform == "win32":
                 raise CompileError("they are not made for Windows")
             build(ext.sources, self.plat_name, Path(self.build_temp), output)
         except CompileError as reason:
-            if wanted == "1":
+            if word == "1":
                 raise
             print(f"chtconv: installing without the compiled kernels: {reason}", file=sys.stderr, flush=True)
 

@@ -418,6 +418,21 @@ def test_commands(setup, tmp_path, monkeypatch, platform):
     assert ("-create" in lines[-1]) == (len(processors) > 1)
 
 
+@pytest.mark.parametrize("word", ["true", "yes", "2", " 1"])
+def test_other_words_for_building_are_refused(setup, monkeypatch, word):
+    monkeypatch.setenv("CHTCONV_BUILD_KERNELS", word)
+    with pytest.raises(SystemExit, match=rf"CHTCONV_BUILD_KERNELS='{word}'.*accepted are 0, 1"):
+        setup.wanted()
+
+
+@pytest.mark.parametrize("word", [None, "", "0", "1"])
+def test_words_for_building(setup, monkeypatch, word):
+    monkeypatch.setenv("CHTCONV_BUILD_KERNELS", word or "")
+    if word is None:
+        monkeypatch.delenv("CHTCONV_BUILD_KERNELS")
+    assert setup.wanted() == (word or "")
+
+
 def test_a_compiler_that_fails_is_an_error_of_its_own(setup, tmp_path, monkeypatch):
     for compiler in ("false", str(tmp_path / "none")):
         monkeypatch.setenv("CC", compiler)
