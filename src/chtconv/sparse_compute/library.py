@@ -138,8 +138,8 @@ def library() -> Library | None:
         return Library(Path(path))
     except OSError as reason:
         warnings.warn(
-            f"there are no compiled kernels, and sparse convolutions run as dense ones: {reason}. docs/building.md "
-            "says how to build them; CHTCONV_KERNELS=off does without them silently.",
+            f"there are no compiled kernels, and sparse convolutions run as dense ones: {reason}. docs/building.md of "
+            "the sources says how to build them; CHTCONV_KERNELS=off does without them silently.",
             ChtconvWarning,
             stacklevel=2,
         )
