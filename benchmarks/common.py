@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from chtconv.sparse_compute.library import library
 from chtconv.training import environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +24,14 @@ def seconds(action: Callable[[], object]) -> float:
 
 def append(path: Path, benchmark: str, configuration: dict[str, Any], *, device: str = "cpu", **content: Any) -> None:
     """Adds a line: the benchmark, how it was configured, what it measured, and on what."""
+    kernels = library()
     line = {
         "benchmark": benchmark,
         "configuration": configuration,
         **content,
         "versions": environment.versions(),
         "hardware": environment.hardware(torch.device(device)),
+        "kernels": kernels and {"isa": kernels.isa, "threaded": kernels.threaded},
         "commit": environment.commit(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

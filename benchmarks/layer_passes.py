@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from trainees import BATCHES, Dense
 
 from chtconv.sparse_compute.blocked import to_blocked
-from chtconv.sparse_compute.convolution import sparse_conv2d
-from chtconv.sparse_compute.graphs import gradients
+from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
 from chtconv.sparse_compute.links import Links
+from chtconv.sparse_compute.problem import Geometry
 
 PASSES = ("forward", "input gradient", "weight gradient")
 
@@ -105,14 +105,14 @@ def _dense_passes(module: nn.Conv2d, x: Tensor, mask: None) -> dict[str, Callabl
 
 def _sparse_passes(module: nn.Conv2d, x: Tensor, mask: Tensor) -> dict[str, Callable[[], object]]:
     blocked, weight, links = to_blocked(x), module.weight.detach(), Links.of(mask)
-    constants: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-    y = sparse_conv2d(blocked, weight, None, links, **constants)
+    geometry = Geometry.of(blocked, weight.shape[2:], stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    y = sparse_conv2d(blocked, weight, None, links, padding=(1, 1))
 
     def backward(*wanted: bool) -> Callable[[], object]:
-        return lambda: gradients(blocked, weight, y, links, wanted=(*wanted, False), **constants)
+        return lambda: gradients(blocked, weight, y, links, geometry, (*wanted, False))
 
     return {
-        "forward": lambda: sparse_conv2d(blocked, weight, None, links, **constants),
+        "forward": lambda: sparse_conv2d(blocked, weight, None, links, padding=(1, 1)),
         "input gradient": backward(True, False),
         "weight gradient": backward(False, True),
     }

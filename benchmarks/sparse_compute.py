@@ -160,14 +160,16 @@ def memory(options: Options) -> Iterator[Row]:
     dense = 0
     for name, spec in specs.items():
         with running({name: shared | spec}) as processes:
-            peak = processes[name].peak()
+            peak, about = processes[name].peak(), processes[name].about
         dense = dense or peak
-        yield {"name": name, "megabytes": peak / 1e6, "of_dense": peak / dense if dense else None}
+        row: Row = {"name": name, "megabytes": peak / 1e6, "of_dense": peak / dense if dense else None}
+        yield row | {key: about[key] for key in ("sparse_layers",) if key in about}
 
 
 def baselines(options: Options) -> Iterator[Row]:
     ways = {
         "dense, torch.compile": {"way": "dense", "compiled": True},
+        "dense, torch.compile, keeps memory": {"way": "dense", "compiled": True, "keeping": True},
         "dense, bf16 autocast": {"way": "dense", "bf16": True},
         "90%, auto, torch.compile": {"way": "auto", "sparsity": 0.9, "compiled": True},
         "90%, auto, bf16 autocast": {"way": "auto", "sparsity": 0.9, "bf16": True},

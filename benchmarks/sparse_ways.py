@@ -14,6 +14,7 @@ import chtconv
 from chtconv.models import build_model
 from chtconv.sparse_compute import backends
 from chtconv.sparse_compute.inference import compile_sparse
+from chtconv.sparse_compute.library import library
 from chtconv.topology import Topology
 
 SMALL_HEAD = "vgg16, head 512"
@@ -63,6 +64,16 @@ def empty_slices(masks: dict[str, Tensor]) -> float:
     return 1 - sum(int(each.sum()) for each in slices) / sum(each.numel() for each in slices)
 
 
+def check_kernels(way: str) -> None:
+    """Nothing that is called sparse is timed where all of it would be dense.
+
+    Raises:
+        SystemExit: there are no compiled kernels.
+    """
+    if library() is None:
+        raise SystemExit(f"way {way!r}: there are no compiled kernels (docs/building.md); accepted is 'dense'.")
+
+
 class Training:
     """Training steps: "step".
 
@@ -76,6 +87,9 @@ class Training:
         bf16: whether it runs under autocast.
         masks: a file with the links, see :func:`sparsified`.
         at_random: see there.
+
+    Raises:
+        SystemExit: there are no compiled kernels for "sparse" and "auto", or "sparse" leaves a layer dense.
     """
 
     def __init__(
@@ -101,6 +115,7 @@ class Training:
             self._trainee = Dense(*which)
             topology = None
             if way != "dense":
+                check_kernels(way)
                 topology = sparsified(self._trainee, sparsity=sparsity, masks=masks, at_random=at_random)
                 chtconv.accelerate(self._trainee.model, topology, backend=way)
             if compiled:
@@ -108,7 +123,7 @@ class Training:
             for _ in range(3):
                 self.step()
             if topology is not None:
-                self.about |= {"sparse_layers": chosen(topology), "empty_slices": empty_slices(topology.masks)}
+                self.about |= {"sparse_layers": chosen(topology, way), "empty_slices": empty_slices(topology.masks)}
         self.actions: dict[str, Callable[[], object]] = {"step": self.step}
         self.step()
 
@@ -123,10 +138,17 @@ class Training:
         trainee.optimizer.step()
 
 
-def chosen(topology: Topology) -> str:
-    """How many layers are computed sparsely."""
-    kinds = [each.kind for each in backends(topology).values()]
-    return f"{kinds.count('sparse')} of {len(kinds)}"
+def chosen(topology: Topology, way: str = "auto") -> str:
+    """How many layers are computed sparsely.
+
+    Raises:
+        SystemExit: not all of them, where the way is "sparse".
+    """
+    found = backends(topology)
+    dense = [f"{name} ({each.reason})" for name, each in found.items() if each.kind != "sparse"]
+    if way == "sparse" and dense:
+        raise SystemExit(f"way 'sparse': {', '.join(dense)} would be computed densely; accepted is 'auto'.")
+    return f"{len(found) - len(dense)} of {len(found)}"
 
 
 class SparsePropTrainee(Contiguous):
@@ -156,6 +178,9 @@ class Inference:
         batch: images.
         width: of the model.
         model: a name in MODELS.
+
+    Raises:
+        SystemExit: there are no compiled kernels for the last two.
     """
 
     def __init__(self, way: str, batch: int, sparsity: float = 0.0, width: float = 1.0, model: str = "vgg16") -> None:
@@ -163,7 +188,10 @@ class Inference:
         network: nn.Module = trainee.model
         images = random_batch("vgg16", batch)[0].to(memory_format=trainee.memory_format)
         self.about: dict[str, Any] = {}
-        topology = sparsified(trainee, sparsity=sparsity) if sparsity else None
+        topology = None
+        if sparsity:
+            check_kernels(way)
+            topology = sparsified(trainee, sparsity=sparsity)
         network.eval()
         if topology is not None and way == "accelerate":
             chtconv.accelerate(network, topology)

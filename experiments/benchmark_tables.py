@@ -129,7 +129,9 @@ SPARSE_COLUMNS = {
         "training step of ResNet-18": "name", "sparse layers": "sparse_layers", "seconds": "seconds",
         "of dense": "of_dense", "of dense that keeps memory": "of_keeping",
     },
-    "memory": {"peak of a training step": "name", "MB": "megabytes", "of dense": "of_dense"},
+    "memory": {
+        "peak of a training step": "name", "sparse layers": "sparse_layers", "MB": "megabytes", "of dense": "of_dense",
+    },
     "baselines": {
         "training step": "name", "sparse layers": "sparse_layers", "seconds": "seconds", "of dense": "of_dense",
         "of dense that keeps memory": "of_keeping",
@@ -150,9 +152,12 @@ def sparse_line(part: str, file: str = "benchmarks.jsonl") -> dict[str, Any]:
 
 
 def sparse_table(part: str, file: str = "benchmarks.jsonl") -> str:
-    line, columns = sparse_line(part, file), SPARSE_COLUMNS[part]
-    rows = [[cell(row.get(field)) for field in columns.values()] for row in line.get("rows", [])]
-    return markdown(list(columns), rows) if rows else ""
+    """A part of the benchmark of sparse convolutions, without the columns that its latest line has no values for."""
+    rows = sparse_line(part, file).get("rows", [])
+    known = {name for row in rows for name, value in row.items() if value is not None}
+    columns = {header: field for header, field in SPARSE_COLUMNS[part].items() if field in known}
+    body = [[cell(row.get(field)) for field in columns.values()] for row in rows]
+    return markdown(list(columns), body) if rows else ""
 
 
 def sparse_layers() -> str:

@@ -23,6 +23,20 @@ def test_the_table_of_stages_shows_shares(experiments, monkeypatch):
     assert "| seconds, profiled | 4 | 2 |" in table
 
 
+def test_columns_that_the_latest_line_does_not_fill_are_left_out(experiments, monkeypatch):
+    tables, rows = experiments("benchmark_tables"), [{"name": "A", "megabytes": 1.0}, {"name": "B", "megabytes": 2.0}]
+    line = {"benchmark": "sparse_compute", "configuration": {"part": "memory"}, "rows": rows}
+    monkeypatch.setattr(tables, "read", lambda name: [line])
+    assert tables.sparse_table("memory").splitlines()[0] == "| peak of a training step | MB |"
+    rows[1]["sparse_layers"] = "13 of 13"
+    assert tables.sparse_table("memory").splitlines() == [
+        "| peak of a training step | sparse layers | MB |",
+        "| --- | ---: | ---: |",
+        "| A |  | 1 |",
+        "| B | 13 of 13 | 2 |",
+    ]
+
+
 def test_the_table_of_reach_averages_layers_and_seeds_and_takes_the_latest(experiments, monkeypatch):
     tables = experiments("evidence_tables")
 
