@@ -9,12 +9,14 @@ import pytest
 
 from chtconv import ConfigurationError
 from chtconv.cli import main
-from chtconv.comparison.folder import read_rows
-from chtconv.comparison.result import result_line
+from chtconv.comparison.folder import ComparisonFolder, read_rows
+from chtconv.comparison.grid import AXES, Grid
+from chtconv.comparison.result import result_line, same_run
 from chtconv.report.page import page
 from chtconv.report.reading import read
 from chtconv.report.results import results, run_list
 from chtconv.report.run import Run
+from chtconv.training.recipes import recipe
 
 Write = Callable[..., Path]
 
@@ -92,6 +94,28 @@ def test_lines_of_different_runs_under_one_name_are_not_taken(folder: Path, line
     write(folder / "results.jsonl", line, changed(line, zeta=0.5))
     run = gone(folder)
     assert (run.state, run.reason) == ("waiting", "2 lines of results have its name, of different runs")
+
+
+def test_a_line_is_that_of_a_cell_whatever_each_is_called(tmp_path: Path, line: dict[str, Any]) -> None:
+    """As ``compare`` itself finds it."""
+    usual = recipe("quick").to_dict()
+    fixed = {name: line["config"][name] for name in usual if name not in (*AXES, "dataset", "device")}
+    own = {name: line["config"][name] for name in AXES if line["config"][name] != usual[name] and name != "seed"}
+    variants = {"mine": own, "other": own | {"zeta": 0.5}}
+    grid = Grid("quick", shared=fixed, axes={"seed": (line["config"]["seed"],)}, variants=variants)
+    with ComparisonFolder(tmp_path / "comparison").opened(grid) as cells:
+        assert [same_run(cell.config.to_dict(), line["config"]) for cell in cells] == [True, False]
+    older = {name: value for name, value in line.items() if name != "variant"}
+    for each in (line | {"variant": "theirs"}, older, line | {"variant": "other"}):
+        (found,) = read(tmp_path / "comparison", write(tmp_path / "all.jsonl", each))
+        assert [(run.variant, run.state) for run in found.runs] == [("mine", "done"), ("other", "waiting")]
+
+
+def test_a_line_that_is_no_text_hides_no_other(tmp_path: Path, line: dict[str, Any]) -> None:
+    file = write(tmp_path / "mine.jsonl", line)
+    file.write_bytes(b'{"note": "caf\xe9"}\n' + file.read_bytes())
+    (found,) = read(file)
+    assert found.notes == ["1 of 2 lines of mine.jsonl cannot be read"]
 
 
 def test_in_a_screening_runs_are_listed_with_their_accuracy_on_held_out_images(

@@ -211,6 +211,7 @@ class ComparisonFolder:
                 cell.name: {
                     "variant": cell.variant, "method": cell.method, "sparsity": cell.sparsity, "seed": cell.seed,
                     "epochs": cell.config.optimisation.epochs,
+                    "config": {name: value for name, value in cell.config.to_dict().items() if name in AXES},
                 }
                 for cell in cells
             }  # fmt: skip

@@ -138,19 +138,22 @@ def _cell(path: Path, cell: Row, shared: Row, lines: Sequence[Row], *, running: 
     if run.config:
         return replace(run, reason=reason)
     known = {key: cell[key] for key in ("method", "sparsity", "seed", "epochs") if key in cell}
-    return replace(run, reason=reason, config={**shared, **known})
+    return replace(run, reason=reason, config={**shared, **table(cell, "config"), **known})
 
 
 def _is_of(line: Row, cell: Row, shared: Row) -> bool:
     """Whether a line may be that of a cell: it says nothing else than the cell and what all cells share."""
     config = table(line, "config")
+    if "config" in cell:
+        return _same(line, {"config": {**shared, **table(cell, "config")}})
+    # A folder of an older version: only what its cells are called tells.
     same = line.get("variant") == cell.get("variant") and config.get("method") == cell.get("method")
     same = same and all(number(config, key) == number(cell, key) for key in ("sparsity", "seed"))
     return same and all(config.get(name, value) == value for name, value in shared.items())
 
 
 def _same(line: Row, other: Row) -> bool:
-    """Whether they are of one run: values of axes that only one was given stand neither in a cell nor in a name."""
+    """Whether they are of one run, whatever it is called."""
     try:
         return same_run(table(line, "config"), table(other, "config"))
     except ConfigurationError:

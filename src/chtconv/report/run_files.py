@@ -71,10 +71,10 @@ def read_rows(path: Path, numbers: Collection[str] = ()) -> tuple[list[Row], str
         numbers: names that stand for a number in every row that has them.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
     except FileNotFoundError:
         return [], ""
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return [], f"{path.name} cannot be read: {error}"
     rows = list(_parsed(lines, numbers))
     lost = len(lines) - len(rows)
@@ -134,7 +134,7 @@ def _rows(path: Path, problems: list[str]) -> list[Row]:
     return rows
 
 
-def _parsed(lines: list[str], numbers: Collection[str]) -> Iterator[Row]:
+def _parsed(lines: list[bytes], numbers: Collection[str]) -> Iterator[Row]:
     for line in lines:
         try:
             row = json.loads(line, parse_constant=lambda _: None)
