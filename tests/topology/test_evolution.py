@@ -216,13 +216,13 @@ def test_score_times_gradient_takes_the_largest_products():
     assert topology.stats()["layers"]["0.weight"]["training_flops"] == 2 * 8 * 54 * 36 * (3 * 0.5 + 0.5)
 
 
-def test_granet_prunes_first_and_exchanges_among_what_remains():
-    """Links after each evolution along the cubic; removed and regrown as a share of those; which ones, as RigL."""
+def granet_steps(**options):
+    """Four steps that evolve: each with its number, the topology, its twin of before the evolution, and the modules."""
     model = gradient_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     topology = chtconv.sparsify(
         model, optimizer, method="granet", sparsity=0.8, zeta=0.5, zeta_schedule="constant", interval=1, stop=5,
-        allocation="layer",
+        **options,
     )  # fmt: skip
     modules, twin = dict(model.named_modules()), Twin(model, topology)
     for step in range(1, 5):
@@ -231,6 +231,13 @@ def test_granet_prunes_first_and_exchanges_among_what_remains():
         optimizer.zero_grad()
         model(images).square().mean().backward()
         optimizer.step()
+        yield step, topology, twin, modules
+        twin.masks = topology.masks
+
+
+def test_granet_prunes_first_and_exchanges_among_what_remains():
+    """Links after each evolution along the cubic; removed and regrown as a share of those; which ones, as RigL."""
+    for step, topology, twin, modules in granet_steps(allocation="layer"):
         for row in topology.records[-3:]:
             name = row["layer"]
             mask, before = topology.masks[name], int(twin.masks[name].sum())
@@ -240,7 +247,6 @@ def test_granet_prunes_first_and_exchanges_among_what_remains():
             assert abs(regrown - 0.5 * target) < 1
             expected = twin.evolved(name, row["removed"], regrown, twin.gradients, "layer")
             assert torch.equal(kernels(mask, modules[name.removesuffix(".weight")]), expected)
-        twin.masks = topology.masks
 
 
 def test_snfs_regrows_by_momentum_where_the_momentum_of_links_is_large():
@@ -345,20 +351,8 @@ def test_gradual_pruning_of_the_model_keeps_the_largest_of_all_layers(distributi
 
 def test_granet_of_the_model_prunes_by_one_threshold_and_exchanges_within_layers():
     """As published: first those below a threshold over all layers go, then layers exchange their own."""
-    model = gradient_network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    topology = chtconv.sparsify(
-        model, optimizer, method="granet", sparsity=0.8, zeta=0.5, zeta_schedule="constant", interval=1, stop=5,
-        allocation="model", distribution="erk",
-    )  # fmt: skip
-    modules, twin = dict(model.named_modules()), Twin(model, topology)
-    total = sum(mask.numel() for mask in twin.masks.values())
-    for step in range(1, 5):
-        images = torch.randn(4, 2, 6, 6)
-        twin.step(model, images, lr=0.05)
-        optimizer.zero_grad()
-        model(images).square().mean().backward()
-        optimizer.step()
+    for step, topology, twin, modules in granet_steps(allocation="model", distribution="erk"):
+        total = sum(mask.numel() for mask in twin.masks.values())
         links = sum(int(mask.sum()) for mask in topology.masks.values())
         assert links == pytest.approx((0.2 + 0.3 * (1 - step / 4) ** 3) * total, abs=1.5)
         left = {name: int(kept.sum()) for name, kept in largest_of_all(twin, links).items()}
@@ -369,7 +363,6 @@ def test_granet_of_the_model_prunes_by_one_threshold_and_exchanges_within_layers
             assert abs(regrown - 0.5 * left[name]) < 1
             expected = twin.evolved(name, row["removed"], regrown, twin.gradients, "layer")
             assert torch.equal(kernels(mask, modules[name.removesuffix(".weight")]), expected)
-        twin.masks = topology.masks
     share = [left[name] / mask.numel() for name, mask in twin.masks.items()]
     assert max(share) - min(share) > 0.1
 
