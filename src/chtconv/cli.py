@@ -15,7 +15,6 @@ import torch
 from chtconv.comparison import command as compare
 from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.explain import command as explain
-from chtconv.files import StorageError
 from chtconv.report import command as report
 from chtconv.training import TrainingDiverged
 from chtconv.training import command as train
@@ -41,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python would complain once more at its end, when what is left cannot be printed either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ConfigurationError, TrainingDiverged, StorageError) as error:
+    except (ConfigurationError, TrainingDiverged) as error:
         return _fail(str(error))
     except OSError as error:
+        # Those of this package have a text of their own, and no name beside it.
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("chtconv: interrupted", file=sys.stderr)

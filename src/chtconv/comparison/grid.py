@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from chtconv.comparison.cell import Cell, one_line, variant_name, words
 from chtconv.errors import ConfigurationError, unknown
-from chtconv.methods import METHODS, Method, method
+from chtconv.methods import METHODS, method
 from chtconv.methods.regrowth import REGROWTHS, usual_shares
 from chtconv.methods.schedule import USUAL_DECAY
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
@@ -191,11 +191,7 @@ def allocation_of(config: Mapping[str, Any]) -> str:
     ('kernel', 'layer')
     """
     topology = Config.from_dict(config).topology
-    return topology.allocation or _own_allocation(method(topology.method, **topology.changes()))
-
-
-def _own_allocation(chosen: Method) -> str:
-    return "layer" if chosen.moves_links else "kernel"
+    return topology.allocation or method(topology.method, **topology.changes()).allocation
 
 
 def _unused(config: Config) -> Iterator[str]:
@@ -220,7 +216,7 @@ def _unused(config: Config) -> Iterator[str]:
             yield "windows"
     if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
         yield from ("temperature", "explore")
-    own = _own_allocation(changed)
+    own = changed.allocation
     shares = usual_shares(changed.predictor or config.topology.predictor, config.topology.graph)
     if (
         not changed.uses_scores

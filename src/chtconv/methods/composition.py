@@ -127,6 +127,11 @@ class Method:
         return self.redistribute or self.prune_dead
 
     @property
+    def allocation(self) -> str:
+        """Within what links compete where nobody says it."""
+        return "layer" if self.moves_links else "kernel"
+
+    @property
     def worth(self) -> str:
         """What regrowth goes by, see :class:`chtconv.methods.regrowth.Regrowth`."""
         return REGROWTHS[self.regrowth].worth if self.regrowth else "nothing"

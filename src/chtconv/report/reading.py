@@ -30,10 +30,10 @@ def read(path: Path, results: Path | None = None) -> list[Comparison]:
     Raises:
         ConfigurationError: no such folder or file, or no run in it.
     """
-    if path.is_file() and not results:
-        return _of_lines(path)
     if path.is_file():
-        raise ConfigurationError(f"{path} is a file of results itself: --results goes with a folder only.")
+        if results:
+            raise ConfigurationError(f"{path} is a file of results itself: --results goes with a folder only.")
+        return _of_lines(path)
     if not path.is_dir():
         raise ConfigurationError(
             f"{path} is no folder: accepted is one that chtconv compare, table1 or train wrote, or a file of results."

@@ -206,7 +206,7 @@ def _settings(
             each,
             method=chosen,
             predictor=chosen.predictor or each.predictor,
-            allocation=each.allocation or ("layer" if chosen.moves_links else "kernel"),
+            allocation=each.allocation or chosen.allocation,
         )
     return settings
 
