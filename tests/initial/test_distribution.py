@@ -3,11 +3,13 @@
 from math import nan, prod
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import chtconv
 from chtconv.errors import ConfigurationError
-from chtconv.initial.distribution import DISTRIBUTIONS, erk, uniform
+from chtconv.initial.distribution import DISTRIBUTIONS, distributed, erk, uniform
 
 SHAPES = st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4).map(tuple), min_size=1, max_size=8).map(
     lambda shapes: {f"layer{i}": shape for i, shape in enumerate(shapes)}
@@ -143,3 +145,37 @@ def test_an_impossible_shape_is_named_with_its_layer(distribution, shape):
     ) as error:
         distribution({"first": (4, 4), "second": shape}, 0.5)
     assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("densities", "message"),
+    [
+        ({"b": 0.5}, "layer a: the distribution 'mine' gave the density None; accepted are numbers above 0"),
+        ({"a": 0.5, "b": 1.5}, r"layer b: .* gave the density 1\.5"),
+        ({"a": 0.0, "b": 0.5}, r"layer a: .* gave the density 0\.0"),
+        ({"a": nan, "b": 0.5}, "layer a: .* gave the density nan"),
+        ({"a": "half", "b": 0.5}, "layer a: .* gave the density 'half'"),
+        ([0.5, 0.5], "layer a: .* gave the density None"),
+    ],
+)
+def test_densities_of_an_own_distribution_are_checked(densities, message, monkeypatch):
+    monkeypatch.setitem(DISTRIBUTIONS, "mine", lambda shapes, sparsity: densities)
+    with pytest.raises(ConfigurationError, match=message):
+        distributed("mine", {"a": (4, 2), "b": (2, 2)}, 0.5)
+
+
+def test_layers_have_the_densities_of_an_own_distribution(monkeypatch):
+    def mine(shapes, sparsity):
+        return {name: (1 - sparsity) / place for place, name in enumerate(reversed(shapes), start=1)}
+
+    monkeypatch.setitem(DISTRIBUTIONS, "mine", mine)
+    assert distributed("mine", {"a": (4, 2), "b": (2, 2)}, 0.5) == {"a": 0.25, "b": 0.5}
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    layers = chtconv.sparsify(model, optimizer, method="set", sparsity=0.5, distribution="mine").stats()["layers"]
+    assert [layer["density"] for layer in layers.values()] == pytest.approx([0.25, 0.5], abs=1 / 36)
+
+
+def test_an_unknown_distribution_is_named():
+    with pytest.raises(ConfigurationError, match="unknown distribution 'ekr': did you mean 'erk'"):
+        distributed("ekr", {"a": (4, 2)}, 0.5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import FROM, sparse, train, way
 
 from chtconv.errors import ConfigurationError
-from chtconv.methods.schedule import DECAYS, DENSITIES, Schedule
+from chtconv.methods.schedule import DECAYS, DENSITIES, Schedule, density_between
 
 PROGRESS = st.floats(0, 1)
 
@@ -139,3 +139,18 @@ def test_the_last_evolution_before_stop_reaches_the_last_density_exactly(method,
 def test_schedules_that_cannot_be(values, message):
     with pytest.raises(ConfigurationError, match=message):
         Schedule(**values)
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, float("nan"), None, "all"])
+def test_an_own_course_has_to_give_shares(share, monkeypatch):
+    monkeypatch.setitem(DECAYS, "mine", lambda progress: share)
+    with pytest.raises(ConfigurationError, match=f"zeta schedule 'mine' gave {share!r} at progress 0.5: accepted are"):
+        Schedule(decay="mine", interval=10, stop=100).zeta_at(50)
+    monkeypatch.setitem(DENSITIES, "mine", lambda progress: share)
+    with pytest.raises(ConfigurationError, match=f"density schedule 'mine' gave {share!r} at progress 0.5: accepted"):
+        density_between(0.5, 0.1, "mine", 0.5)
+
+
+def test_links_follow_an_own_course(monkeypatch):
+    monkeypatch.setitem(DENSITIES, "mine", lambda progress: float(progress >= 0.5))
+    assert [density_between(0.5, 0.25, "mine", progress) for progress in (0, 0.49, 0.5, 1)] == [0.5, 0.5, 0.25, 0.25]

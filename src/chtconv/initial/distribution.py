@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import prod
 from numbers import Real
 
-from chtconv.errors import ConfigurationError
+from chtconv.errors import ConfigurationError, check_name
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -78,6 +78,35 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
 
 
 DISTRIBUTIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {"uniform": uniform, "erk": erk}
+
+
+def distributed(distribution: str, shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """The density of each layer by the distribution of a name in :data:`DISTRIBUTIONS`, one of your own included.
+
+    Args:
+        distribution: the name.
+        shapes: shape of the weight of each layer, by name.
+        sparsity: share of disabled links of all layers together, in [0, 1).
+
+    Returns:
+        density of each layer, in (0, 1], in the order of ``shapes``.
+
+    Raises:
+        ConfigurationError: an unknown name; or layers without a density, and densities that are none.
+
+    >>> distributed("uniform", {"features.0": (64, 3, 3, 3), "head": (10, 64)}, 0.75)
+    {'features.0': 0.25, 'head': 0.25}
+    """
+    check_name("distribution", distribution, DISTRIBUTIONS)
+    densities = DISTRIBUTIONS[distribution](shapes, sparsity)
+    for name in shapes:
+        density = densities.get(name) if isinstance(densities, Mapping) else None
+        if not isinstance(density, Real) or not 0 < density <= 1:
+            raise ConfigurationError(
+                f"layer {name}: the distribution {distribution!r} gave the density {density!r}; accepted are numbers "
+                "above 0 and up to 1, for every layer."
+            )
+    return {name: float(densities[name]) for name in shapes}
 
 
 def check_sparsity(sparsity: object, name: str = "sparsity") -> None:

@@ -1,7 +1,7 @@
 """When the topology evolves, and how much of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Final, TypeAlias
@@ -30,6 +30,7 @@ def linear(progress: float) -> float:
     return 1 - min(progress, 1.0)
 
 
+# One of your own gives numbers from 0 to 1, too.
 DECAYS: dict[str, Decay] = {"constant": constant, "cosine": cosine, "linear": linear}
 # Where it is known when evolution stops, and the method has none of its own.
 USUAL_DECAY: Final = "cosine"
@@ -54,8 +55,35 @@ def sigmoid(progress: float, steepness: float = 6.0) -> float:
     return (here - low) / (high - low)
 
 
-# How far the density has come from its first value to its last.
+# How far the density has come from its first value to its last: numbers from 0 to 1.
 DENSITIES: dict[str, Decay] = {"constant": lambda progress: 1.0, "cubic": cubic, "sigmoid": sigmoid}
+
+
+def density_between(first: float, last: float, course: str, progress: float) -> float:
+    """The density on its way from the first to the last.
+
+    Args:
+        first: density before training.
+        last: density at the end.
+        course: a name in :data:`DENSITIES`.
+        progress: of the evolution, from 0 to 1.
+
+    Raises:
+        ConfigurationError: a course that gave something else than a number from 0 to 1.
+
+    >>> density_between(1.0, 0.5, "cubic", progress=0.5)
+    0.5625
+    """
+    return first + (last - first) * _share("density schedule", course, DENSITIES, progress)
+
+
+def _share(kind: str, name: str, table: Mapping[str, Decay], progress: float) -> float:
+    share = table[name](progress)
+    if not isinstance(share, Real) or not 0 <= share <= 1:
+        raise ConfigurationError(
+            f"{kind} {name!r} gave {share!r} at progress {progress:.3g}: accepted are numbers from 0 to 1."
+        )
+    return float(share)
 
 
 @dataclass(frozen=True)
@@ -100,4 +128,4 @@ class Schedule:
 
     def zeta_at(self, step: int) -> float:
         """The drop fraction after this many optimizer steps."""
-        return self.zeta * DECAYS[self.decay](step / self.stop if self.stop else 0.0)
+        return self.zeta * _share("zeta schedule", self.decay, DECAYS, step / self.stop if self.stop else 0.0)

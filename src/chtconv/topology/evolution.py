@@ -24,7 +24,7 @@ from chtconv.methods import Method
 from chtconv.methods.redistribution import redistribute
 from chtconv.methods.regrowth import PRIOR, REGROWTHS, choose, shared_out, smoothed, usual_shares
 from chtconv.methods.removal import REMOVALS, least_important, sampled_by_importance
-from chtconv.methods.schedule import DENSITIES
+from chtconv.methods.schedule import density_between
 from chtconv.selection import Count, count_true, in_chunks, stochastic_round
 from chtconv.topology.metrics import tied_scores
 
@@ -116,7 +116,7 @@ def _links_at(layer: SparseLayer, progress: float) -> int:
     method, (first, last) = layer.settings.method, layer.densities
     if method.redistribute:
         return layer.links
-    return layer.links_at(first + (last - first) * DENSITIES[method.density](progress))
+    return layer.links_at(density_between(first, last, method.density, progress))
 
 
 def _pruned_together(targets: Mapping[SparseLayer, int], generator: torch.Generator) -> dict[SparseLayer, int]:

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from chtconv.enforcement.distributed import find_ranks, verify
 from chtconv.enforcement.sharding import check_sharding
 from chtconv.enforcement.sparse_layer import Settings, SparseLayer
-from chtconv.errors import ConfigurationError, check_name, unknown
+from chtconv.errors import ConfigurationError, unknown
 from chtconv.initial import RANDOM, LinearTopology, initial_mask, links_at
-from chtconv.initial.distribution import DISTRIBUTIONS, check_sparsity
+from chtconv.initial.distribution import check_sparsity, distributed
 from chtconv.layers.consecutive import consecutive_layers
 from chtconv.layers.find import Choice, find_layers
 from chtconv.layers.matrix import Layer, groups_of, kernel_shape, matrix_shape, positions_of
@@ -248,17 +248,13 @@ def _densities(
     initial_sparsity: float | None,
 ) -> dict[str, tuple[float, float]]:
     """Density of each layer before training and at the end."""
-    check_name("distribution", distribution, DISTRIBUTIONS)
     if initial_sparsity is not None:
         check_sparsity(initial_sparsity, "initial_sparsity")
     shapes = {
         name: (matrix_shape(module)[0], *kernel_shape(module)) for name, module in modules.items() if name not in own
     }
 
-    def distributed(level: float) -> dict[str, float]:
-        return DISTRIBUTIONS[distribution](shapes, level)
-
-    last = distributed(sparsity) | {
+    last = distributed(distribution, shapes, sparsity) | {
         name: _density(each.sparsity, name) for name, each in settings.items() if name not in shapes
     }
     densities = {}
@@ -276,7 +272,7 @@ def _densities(
                 f"layer {name}: the density schedule {each.method.density!r} needs a start: give initial_sparsity."
             )
         else:
-            first = distributed(start)[name] if name in shapes else _density(start, name)
+            first = distributed(distribution, shapes, start)[name] if name in shapes else _density(start, name)
             if name not in shapes and initial_sparsity is None:
                 first = max(first, last[name])
             if each.method.regrowth is None and first < last[name]:

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
+from chtconv.methods import METHODS
 from chtconv.training.config import DENSE, Config
 from chtconv.training.options import typed
 from chtconv.training.recipes import DEFAULT_RECIPE, recipe
@@ -29,19 +30,26 @@ def next_command(words: Sequence[str], config: Config) -> str:
     'chtconv train --seed 3 --method set --out run-set'
     >>> next_command(["train"], Config().replace(method="granet", allocation="model"))
     'chtconv train --method set'
+    >>> next_command(["train"], Config().replace(method="granet", allocation="model", density="sigmoid"))
+    'chtconv train --allocation model --density sigmoid --method set --initial-sparsity 0.5'
     """
-    method = config.topology.method
+    topology = config.topology
+    method = topology.method
     other = "chts" if method == "set" else "set"
     name, out = _value(words, "--recipe"), _value(words, "--out")
     start = ["--recipe", name] if name else []
     folder = ["--out", f"{out.rstrip('/')}-{other}"] if out else []
     # A dense run has no sparsity that the other one could share.
-    own = {"method", "initial_sparsity"} | ({"sparsity"} if method == DENSE else set())
-    # Layers are pruned together only where their density falls.
-    own |= {"allocation"} if config.topology.allocation == "model" else set()
+    own = {"method"} | ({"sparsity"} if method == DENSE else set())
+    begin: list[str] = []
+    if method == DENSE or topology.density in (None, "constant"):
+        # A course that the method brings along stays with it, and what is possible only with one.
+        own |= {"density", "initial_sparsity"} | ({"allocation"} if topology.allocation == "model" else set())
+    elif topology.initial_sparsity is None:
+        begin = typed("initial_sparsity", METHODS[method].initial_sparsity)
     changed = config.differences(recipe(name or DEFAULT_RECIPE))
     settings = [word for name, (value, _) in changed.items() if name not in own for word in typed(name, value)]
-    return shlex.join(["chtconv", "train", *start, *settings, "--method", other, *folder])
+    return shlex.join(["chtconv", "train", *start, *settings, "--method", other, *begin, *folder])
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
