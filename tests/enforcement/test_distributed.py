@@ -49,6 +49,8 @@ def three(tmp_path_factory):
 
 def found(folder, case):
     """What each rank saved."""
+    if worker.sharded(case) and not worker.SHARDS:
+        pytest.skip("FSDP2 of this torch is not for a CPU")
     return [torch.load(path) for path in sorted(folder.glob(f"{case}-[23]-?.pt"))]
 
 

@@ -42,9 +42,11 @@ def of_call(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, obje
     (torch.Size([9, 7]), None)
     """
     # A layer of another class may take its input under another name, or something else than a tensor.
-    images = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+    tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+    if not tensors:
+        return None
     axes = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)  # type: ignore[arg-type]
-    return None if images is None else images.shape[images.dim() - axes :]
+    return tensors[0].shape[tensors[0].dim() - axes :]
 
 
 def put(module: nn.Module, size: tuple[int, ...]) -> None:

@@ -106,7 +106,7 @@ class Operation(nn.Module):
         Args:
             values: results of the inputs and all steps before, by number.
         """
-        given = self._called_with | self._buffers
+        given = {**self._called_with, **self._buffers}  # torch 2.6 does not trace the union of dictionaries
         for key, number in self._results.items():
             given[key] = values[number]
         for key, each in self._changing.items():

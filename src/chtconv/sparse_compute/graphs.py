@@ -5,7 +5,7 @@ anew, and what was measured decides at that time whether the layer is sparse.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,14 @@ def convolution_in_graph(module: nn.Conv2d, input: Tensor, number: int, compute:
     return result
 
 
-@torch.library.custom_op("chtconv::convolution", mutates_args=())
+# Written out, because torch 2.6 does not read them off signatures with collections.abc.Sequence.
+_SHAPE: Final = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+_CALL: Final = f"SymInt number, {_SHAPE}, str passes, bool training, ScalarType compute"
+
+
+@torch.library.custom_op(
+    "chtconv::convolution", mutates_args=(), schema=f"(Tensor x, Tensor weight, Tensor? bias, {_CALL}) -> Tensor"
+)
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -67,7 +74,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, number: int, *rest: Any) -
     return functional.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous()
 
 
-@torch.library.custom_op("chtconv::convolution_gradients", mutates_args=())
+@torch.library.custom_op(
+    "chtconv::convolution_gradients",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor x, Tensor weight, {_CALL}, bool[] wanted) -> Tensor[]",
+)
 def _gradients(
     grad: Tensor,
     x: Tensor,
