@@ -141,12 +141,14 @@ NAMES = {
         "slice occupancy, density cubic, all windows": "slice occupancy",
     },
 }
+NAMES["confirmation-density-90"] = NAMES["confirmation-density"]
 # The files that the runs of a test are in, its own last.
 TESTS = [
     ["confirmation"],
     ["confirmation", "confirmation-smoothing"],
     ["confirmation-paper"],
     ["confirmation-density"],
+    ["confirmation-density-90"],
 ]
 
 
