@@ -245,6 +245,16 @@ def test_a_resumed_run_is_compared_with_one_of_its_own_configuration(chtconv: Ru
     assert other == mine | {"method": "set"}
 
 
+def test_the_command_to_compare_with_keeps_a_falling_density(chtconv: Run, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    course = ["--density", "cubic", "--allocation", "model", "--evolutions-per-epoch", "3"]
+    printed = chtconv("train", *TINY, "--epochs", "1", "--method", "granet", *course, "--out", out)[1]
+    (command,) = [line.split() for line in printed.splitlines() if line.startswith("compare with")]
+    assert chtconv(*command[command.index("train") :])[0] == 0
+    mine, other = (json.loads(Path(path, "config.json").read_text()) for path in (out, f"{out}-set"))
+    assert other == mine | {"method": "set", "initial_sparsity": 0.5}
+
+
 @pytest.mark.parametrize(
     ("out", "message"), [("a" * 300, "a{300}: File name too long"), ("\udcff/" + "b" * 300, ": File name too long")]
 )

@@ -32,6 +32,8 @@ def next_command(words: Sequence[str], config: Config) -> str:
     'chtconv train --method set'
     >>> next_command(["train"], Config().replace(method="granet", allocation="model", density="sigmoid"))
     'chtconv train --allocation model --density sigmoid --method set --initial-sparsity 0.5'
+    >>> next_command(["train"], Config().replace(method="dense", density="cubic", lr=0.2))
+    'chtconv train --lr 0.2 --method set'
     """
     topology = config.topology
     method = topology.method
