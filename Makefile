@@ -60,7 +60,8 @@ evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: days on 2 cores, resuma
 	$(BIN)/chtconv compare experiments/confirmation-paper.toml --jobs 2 --out runs/confirmation-paper --results results/confirmation-paper.jsonl
 	$(BIN)/chtconv compare experiments/confirmation-density.toml --jobs 2 --out runs/confirmation-density --results results/confirmation-density.jsonl
 	$(BIN)/chtconv compare experiments/confirmation-density-90.toml --jobs 2 --out runs/confirmation-density-90 --results results/confirmation-density-90.jsonl
-	$(BIN)/python experiments/reach.py $(addprefix runs/confirmation,/ -smoothing -density -density-90)
+	$(BIN)/chtconv compare experiments/confirmation-model.toml --jobs 2 --out runs/confirmation-model --results results/confirmation-model.jsonl
+	$(BIN)/python experiments/reach.py $(addprefix runs/confirmation,/ -smoothing -density -density-90 -model)
 	$(BIN)/python experiments/gradient.py
 
 tables: $(VENV)/.installed  ## the tables of the README and the docs, from results/
