@@ -213,6 +213,35 @@ def sparse_plot() -> str:
     return f"![Times against sparsity, and the roofline](../results/{name})" if drawn else ""
 
 
+# Rows of the parts of benchmarks/sparse_compute.py that the README shows: what it is, beside what, part, row, ratio.
+GLANCE = [
+    ("training step, 70% sparse", "dense step that keeps memory", "training", "vgg16: 70%, auto", "of_keeping"),
+    ("training step, 90% sparse", "dense step that keeps memory", "training", "vgg16: 90%, auto", "of_keeping"),
+    ("training step, 95% sparse", "dense step that keeps memory", "training", "vgg16: 95%, auto", "of_keeping"),
+    ("inference, 90% sparse", "dense", "inference", "vgg16, batch 64: 90%, compile_sparse", "of_dense"),
+]
+
+
+def at_a_glance() -> str:
+    """What the README shows of the latest benchmarks: the time of each as a part of that of what it stands beside."""
+    rows = []
+    for what, beside, part, name, ratio in GLANCE:
+        rows += [
+            [what, beside, quartiles(row[ratio], ".2f")]
+            for row in sparse_line(part).get("rows", [])
+            if row["name"] == name
+        ]
+    for line in lines_of("evolution")[-1:]:
+        row = line["rows"]["evolution, CHTs, CH3-L3n"]
+        spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        rows.append(["an evolution of CHTs, 70% sparse", "dense training step", spread])
+    for line in lines_of("link_prediction")[-1:]:
+        (row,) = [row for row in line["rows"] if row["name"].startswith("explicit sparse graph")]
+        spread = f"1 / {row['ratio']:,.0f} (1 / {row['high']:,.0f} to 1 / {row['low']:,.0f})"
+        rows.append(["link scores, 64 to 64 channels, 3x3 at 32x32", "SciPy on the explicit sparse graph", spread])
+    return markdown(["time of", "beside", "ratio"], rows) if rows else ""
+
+
 def training() -> str:
     """Images a second of whole training steps: the latest line of each device, width, precision and optimizer."""
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -246,6 +275,7 @@ def training() -> str:
 
 # By name.
 TABLES: dict[str, Callable[[], str]] = {
+    "at_a_glance": at_a_glance,
     "evolution": evolution,
     "link_prediction": link_prediction,
     "stages": stages,

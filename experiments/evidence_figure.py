@@ -1,4 +1,4 @@
-"""The figure of the evidence: every difference of a frozen test with its 95 % interval.
+"""The figure of the evidence: every difference of a preregistered test with its 95 % interval.
 
 It carries a digest of what it shows, so that one can tell whether it is of the results that are there, whatever
 version of matplotlib drew it.
@@ -8,10 +8,10 @@ import hashlib
 import json
 from typing import Any, Final
 
-from frozen_tests import FROZEN_TESTS
 from layout import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
+from preregistered import PREREGISTERED_TESTS
 
 FIGURE: Final = ROOT / "results" / "evidence.png"
 _COLORS: Final = {"SET": "#1a1b1c", "RigL": "#d55e00", "GraNet": "#0072b2", "slice occupancy": "#009e73"}
@@ -21,7 +21,7 @@ _KEY: Final = "Description"  # of the digest in the file
 def shown() -> list[dict[str, Any]]:
     """What the figure shows, from top to bottom: a heading or a difference each."""
     found: list[dict[str, Any]] = []
-    for test in FROZEN_TESTS.values():
+    for test in PREREGISTERED_TESTS.values():
         for sparsity in test.sparsities:
             here = [each for each in test.differences if each.sparsity == sparsity and each.paired.interval is not None]
             if not here:

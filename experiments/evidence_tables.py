@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from frozen_tests import FROZEN_TESTS, FrozenTest
 from layout import ROOT, markdown, read
+from preregistered import PREREGISTERED_TESTS, PreregisteredTest
 
 from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.rendering import markdown as comparison_tables
@@ -30,7 +30,7 @@ def results(name: str, sparsity: float | None = None, pairs: int = 1) -> str:
     return comparison_tables([replace(table, comparisons=some) for table, some in zip(found, shown, strict=True)])
 
 
-def frozen_test(test: FrozenTest) -> str:
+def preregistered_test(test: PreregisteredTest) -> str:
     """Accuracies, and paired differences of the variant of the test to all others."""
     cells = {(test.called(row.variant), row.sparsity): accuracy(row.accuracy) for row in test.rows}
     for each in test.differences:
@@ -96,7 +96,7 @@ def gradient() -> str:
 
 # By name.
 TABLES: dict[str, Callable[[], str]] = {
-    **{name: partial(frozen_test, test) for name, test in FROZEN_TESTS.items()},
+    **{name: partial(preregistered_test, test) for name, test in PREREGISTERED_TESTS.items()},
     "confirmation_95": partial(results, "confirmation.jsonl", 0.95),
     "confirmation_90": partial(results, "confirmation.jsonl", 0.9),
     "screening": partial(results, "screening.jsonl", pairs=2),

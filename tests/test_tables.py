@@ -23,6 +23,33 @@ def test_the_table_of_stages_shows_shares(experiments, monkeypatch):
     assert "| seconds, profiled | 4 | 2 |" in table
 
 
+def test_at_a_glance_has_the_latest_line_of_each_benchmark(experiments, monkeypatch):
+    tables = experiments("benchmark_tables")
+
+    def sparse(name, low):
+        row = {"name": name, "of_keeping": {"low": low, "median": low + 0.1, "high": low + 0.2}}
+        return {"benchmark": "sparse_compute", "configuration": {"part": "training"}, "rows": [{"name": "other"}, row]}
+
+    evolution = {"ratio": 0.25, "ratio_low": 0.2, "ratio_high": 0.3}
+    graph = {"name": "explicit sparse graph (SciPy) / closed form", "ratio": 2000.0, "low": 1000.0, "high": 4000.0}
+    lines = [
+        sparse("vgg16: 90%, auto", 0.7),
+        sparse("vgg16: 90%, auto", 0.3),
+        {"benchmark": "evolution", "rows": {"evolution, CHTs, CH3-L3n": evolution}},
+        {"benchmark": "link_prediction", "rows": [{"name": "something else"}, graph]},
+    ]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    _, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in tables.at_a_glance().splitlines())
+    assert [row[-1] for row in rows] == [
+        "0.40 (0.30 to 0.50)",
+        "0.25 (0.20 to 0.30)",
+        "1 / 2,000 (1 / 4,000 to 1 / 1,000)",
+    ]
+    assert rows[0][0] == "training step, 90% sparse"
+    monkeypatch.setattr(tables, "read", lambda name: [])
+    assert tables.at_a_glance() == ""
+
+
 def test_columns_that_the_latest_line_does_not_fill_are_left_out(experiments, monkeypatch):
     tables, rows = experiments("benchmark_tables"), [{"name": "A", "megabytes": 1.0}, {"name": "B", "megabytes": 2.0}]
     line = {"benchmark": "sparse_compute", "configuration": {"part": "memory"}, "rows": rows}
@@ -153,7 +180,7 @@ TESTS = [
 
 
 @pytest.mark.parametrize("files", TESTS)
-def test_the_tables_of_frozen_tests_are_paired_tests(experiments, files):
+def test_the_tables_of_preregistered_tests_are_paired_tests(experiments, files):
     """Paired t-tests by scipy, the p values adjusted by hand."""
     accuracies = {}
     for file in files:
@@ -205,7 +232,7 @@ def test_every_table_has_a_place_and_every_place_a_table(experiments):
 def test_the_figure_of_the_evidence_shows_the_differences_of_its_tables_and_knows_when_it_is_old(
     experiments, monkeypatch, tmp_path
 ):
-    figure, tests = experiments("evidence_figure"), experiments("frozen_tests").FROZEN_TESTS
+    figure, tests = experiments("evidence_figure"), experiments("preregistered").PREREGISTERED_TESTS
     rows = [row for row in figure.shown() if "other" in row]
     for name, test in tests.items():
         table = experiments("evidence_tables").TABLES[name]()

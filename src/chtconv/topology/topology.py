@@ -238,8 +238,8 @@ class Topology:
     def capture_gradients(self) -> None:
         """Keeps the gradients of disabled links in the next backward pass, for an evolution that is called by hand.
 
-        Only methods that go by gradients (RigL, SNFS, GraNet) need it, and only then: evolutions at their own time
-        do it by themselves.
+        Only methods that go by gradients (RigL, SNFS, GraNet, ``cht_gradient``) need it, and only then: evolutions at
+        their own time do it by themselves.
         """
         for layer in self._layers:
             layer.capture(layer.settings.method.needs_dense_gradients)

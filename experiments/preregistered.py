@@ -1,4 +1,4 @@
-"""The tests that were frozen before their runs: one variant against all others, paired by seed."""
+"""The preregistered tests, fixed and committed before their runs: one variant against all others, paired by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class FrozenTest:
+class PreregisteredTest:
     """A test.
 
     Attributes:
@@ -76,28 +76,28 @@ _MOVING = ("allocation layer", "all windows", "kernel shares links")
 _FALLING = ("density cubic", "all windows")
 
 # By the name of their tables.
-FROZEN_TESTS = {
-    "confirmation_paper": FrozenTest("the paper's comparison, small", "CHT", ["confirmation-paper.jsonl"]),
-    "confirmation": FrozenTest(
+PREREGISTERED_TESTS = {
+    "confirmation_paper": PreregisteredTest("the paper's comparison, small", "CHT", ["confirmation-paper.jsonl"]),
+    "confirmation": PreregisteredTest(
         "links move within a layer",
         "CHTs, allocation layer, all windows, kernel shares links",
         ["confirmation.jsonl"],
         _MOVING,
     ),
-    "confirmation_smoothing": FrozenTest(
+    "confirmation_smoothing": PreregisteredTest(
         "links move within a layer",
         "CHTs, allocation layer, all windows, smoothing 0.5",
         ["confirmation.jsonl", "confirmation-smoothing.jsonl"],
         _MOVING,
     ),
-    "confirmation_density": FrozenTest(
-        "density falls from 50 %, links stay in their kernel",
+    "confirmation_density": PreregisteredTest(
+        "sparsity rises from 50 %, links stay in their kernel",
         "CHTs, density cubic, all windows",
         ["confirmation-density.jsonl"],
         _FALLING,
     ),
-    "confirmation_density_90": FrozenTest(
-        "density falls from 50 %, links stay in their kernel",
+    "confirmation_density_90": PreregisteredTest(
+        "sparsity rises from 50 %, links stay in their kernel",
         "CHTs, density cubic, all windows",
         ["confirmation-density-90.jsonl"],
         _FALLING,
