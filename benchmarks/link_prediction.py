@@ -29,6 +29,7 @@ from chtconv.models import build_model
 from chtconv.scores.cases import constants
 from chtconv.scores.explicit import receptive_fields
 from chtconv.scores.patterns import pattern_table
+from chtconv.scores.predictors import PREDICTORS
 from chtconv.scores.rule import Rule
 
 NEVER = 10**9
@@ -91,7 +92,7 @@ def constants_of_a_geometry(rounds: int, step: Callable[[], None]) -> Iterator[d
 
     def load() -> None:
         pattern_table.cache_clear()
-        pattern_table(rule, torch.device("cpu"))
+        pattern_table(rule, PREDICTORS[rule.predictor], torch.device("cpu"))
 
     def build() -> None:
         constants.cache_clear()
@@ -153,7 +154,7 @@ def against_the_explicit_graph(kernels: int = 2) -> Iterator[dict[str, Any]]:
     ours = in_turns(kernels + 5, ours=lambda: chtconv.link_scores(mask, 32, padding=1))["ours"][:kernels]
     times = {"explicit": explicit, "ours": ours}
     row = ratio("explicit sparse graph (SciPy) / closed form, 64-64 3x3 at 32x32", 1e4, times, "explicit", "ours")
-    table = pattern_table(Rule(geometry, "ch3_l3n"), torch.device("cpu")).values_XJ.nbytes
+    table = pattern_table(Rule(geometry, "ch3_l3n"), PREDICTORS["ch3_l3n"], torch.device("cpu")).values_XJ.nbytes
     row["note"] = (
         f"{kernels} kernels of 64 timed and scaled; peak memory {memory / 1e6:.0f} MB for one kernel, "
         f"{(table + 2 * 4 * 64 * 512 * 9) / 1e6:.0f} MB for the layer in closed form"

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import train
+from torch import nn
 
 from chtconv.comparison.cell import METHOD_NAMES, Cell, slug
 from chtconv.comparison.grid import AXES, PLURALS, Grid, canonical, grid_from, read_toml
@@ -16,6 +19,7 @@ from chtconv.errors import ConfigurationError
 from chtconv.methods import METHODS
 from chtconv.training import Config, recipe
 from chtconv.training.config import DENSE, SECTIONS
+from chtconv.training.run import _topology
 
 SHORT = recipe("cifar-short")
 
@@ -52,6 +56,54 @@ def test_what_a_method_does_not_use_makes_no_further_run() -> None:
         "occupancy": 2 * 2 * 2,
     }  # fmt: skip
     assert len({cell.config for cell in grid.cells()}) == len(grid.cells()) == len(set(names(grid)))
+
+
+# What a method is given, another value of it, and whether that makes a difference.
+SAME = [
+    ({"method": "gmp"}, {"zeta": 0.7}, True),
+    ({"method": "gmp"}, {"zeta_schedule": "linear"}, True),
+    ({"method": "gmp"}, {"early_stop": 0.1}, True),
+    ({"method": "gmp"}, {"density": "sigmoid"}, False),
+    ({"method": "granet"}, {"zeta": 0.7}, False),
+    ({"method": "occupancy"}, {"smoothing": 0.5}, True),
+    ({"method": "occupancy"}, {"graph": "layer"}, True),
+    ({"method": "occupancy"}, {"windows": "all"}, False),
+    ({"method": "chts", "predictor": "occupancy"}, {"graph": "layer"}, True),
+    ({"method": "chts", "predictor": "occupancy"}, {"smoothing": 0.5}, True),
+    ({"method": "chts", "predictor": "in_bounds"}, {"windows": "all"}, True),
+    ({"method": "chts", "predictor": "in_bounds", "smoothing": 0.5}, {"windows": "all"}, False),
+    ({"method": "chts"}, {"smoothing": 0.5}, False),
+    ({"method": "chts"}, {"graph": "layer"}, False),
+    ({"method": "chts"}, {"explore": 0.5}, False),
+    ({"method": "chts", "allocation": "layer"}, {"kernel_shares": "equal"}, False),
+    ({"method": "chts"}, {"kernel_shares": "equal"}, True),
+    ({"method": "cht"}, {"temperature": 4.0}, True),
+    ({"method": "set"}, {"predictor": "ch2_l3n", "graph": "layer", "windows": "all", "explore": 0.5}, True),
+    ({"method": "static"}, {"zeta": 0.7, "evolutions_per_epoch": 9.0}, True),
+]
+
+
+@pytest.mark.filterwarnings("ignore::chtconv.errors.ChtconvWarning")
+@pytest.mark.parametrize(("given", "other", "same"), SAME)
+def test_what_is_one_run_ends_with_the_same_masks_and_what_is_two_does_not(given, other, same) -> None:
+    table = {"method": given["method"], "seed": 1, "sparsity": 0.6}
+    changed = {**given, **other}
+    shared = {name: value for name, value in given.items() if name != "method" and name not in other}
+    both = {name: [given.get(name, getattr(SHORT.topology, name)), changed[name]] for name in other}
+    cells = grid_from({"recipe": "cifar-short", **table, **shared, **both}).cells()
+    assert (len(cells) == 1) == same
+    ends = []
+    for values in (given, changed):
+        config = SHORT.replace(**table | values)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.Flatten())
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
+        topology = _topology(config, model, torch.optim.SGD(model.parameters(), lr=0.1), steps=12)
+        optimizer = topology._optimizers[0]
+        train(model, optimizer, 30)
+        ends.append(topology.masks)
+    equal = all(torch.equal(mask, ends[1][name]) for name, mask in ends[0].items())
+    assert equal == same
 
 
 def test_a_methods_own_values_are_the_same_named_or_not() -> None:

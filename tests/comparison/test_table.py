@@ -71,7 +71,7 @@ def test_a_row_is_a_variant_over_its_seeds():
     assert row.accuracy.standard_error == pytest.approx(stats.sem(list(CHTS.values())))
     means = row.means
     assert (means.training, means.inference) == pytest.approx((0.3, 0.2))
-    assert (means.itop, means.empty_slices, means.turnover, means.seconds) == pytest.approx((0.25, 0.6, 0.8, 115))
+    assert (means.itop, means.empty_slices, means.new_share, means.seconds) == pytest.approx((0.25, 0.6, 0.8, 115))
     assert (row.paper, row.difference, row.interval) == (None, None, None)
 
 
@@ -83,7 +83,7 @@ def test_means_are_of_the_lines_that_have_a_value():
     means = rows(found)[0].means
     assert means.inference == pytest.approx(0.3)
     assert means.training == pytest.approx(0.3)
-    assert means.turnover == pytest.approx(0.8)
+    assert means.new_share == pytest.approx(0.8)
     assert means.itop == 0.25
 
 
@@ -95,8 +95,8 @@ def test_links_that_are_pruned_for_good_are_not_chosen_again_in_older_lines_eith
     ):  # fmt: skip
         (found,) = lines({14: 70}, method=method, **changes)
         found["evolution"] = {"turnover": 0.8}
-        assert rows([found])[0].means.turnover == known
-    assert rows(lines({14: 70}, method="set", **falling))[0].means.turnover == pytest.approx(0.8)
+        assert rows([found])[0].means.new_share == known
+    assert rows(lines({14: 70}, method="set", **falling))[0].means.new_share == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("value", [math.inf, 1.5, -0.1, "0.9", None])

@@ -118,6 +118,14 @@ def test_regrowth_by_gradient_needs_one_that_was_kept():
     model(torch.randn(2, 3, 8, 8)).sum().backward()
     topology.evolve()
     assert topology.evolutions == 1
+    topology.capture_gradients()
+    with pytest.raises(chtconv.ConfigurationError, match=r"none are kept; .* run the backward pass"):
+        topology.evolve()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    with pytest.raises(chtconv.ConfigurationError, match=r"let the optimizer step only after the evolution"):
+        topology.evolve()
+    assert topology.evolutions == 1
 
 
 def test_a_layer_without_use_and_gradients_that_are_not_finite_do_not_stop_regrowth():

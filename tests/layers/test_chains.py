@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from chtconv.errors import ConfigurationError
-from chtconv.layers.chains import Link, active_channels, anp, remove_dead
+from chtconv.layers.chains import Link, active_channels, active_rate, remove_dead
 from chtconv.layers.consecutive import consecutive_layers
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -109,9 +109,9 @@ def test_anp_counts_channels_with_links_on_both_sides(chain):
                 for node in channels
             ]
             assert active_channels(each, links)[link].tolist() == active
-            assert anp(each, [link]) == pytest.approx(sum(active) / len(active))
+            assert active_rate(each, [link]) == pytest.approx(sum(active) / len(active))
             rates += active
-        assert anp(each, links) == pytest.approx(sum(rates) / len(rates))
+        assert active_rate(each, links) == pytest.approx(sum(rates) / len(rates))
 
 
 @given(chains("a"), chains("b"))
@@ -135,7 +135,7 @@ def test_a_chain_without_any_path_is_left_as_it_was():
     masks = {"0": torch.ones(3, 2, 9).bool(), "1": torch.zeros(2, 3, 9).bool(), "2": torch.ones(4, 2, 1).bool()}
     links = [Link("0", "1"), Link("1", "2")]
     assert_same(remove_dead(masks, links), masks)
-    assert anp(masks, links) == 0
+    assert active_rate(masks, links) == 0
     masks["1"][1, 2, 4] = True
     assert {name: int(mask.sum()) for name, mask in remove_dead(masks, links).items()} == {"0": 18, "1": 1, "2": 4}
 
@@ -143,7 +143,7 @@ def test_a_chain_without_any_path_is_left_as_it_was():
 def test_without_links_nothing_is_removed_and_no_rate_is_known():
     masks = {"0": torch.zeros(3, 2, 9).bool()}
     assert_same(remove_dead(masks, []), masks)
-    assert torch.tensor(anp(masks, [])).isnan()
+    assert torch.tensor(active_rate(masks, [])).isnan()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_masks_and_links_that_do_not_fit_are_refused(masks, links, message):
     with pytest.raises(ConfigurationError, match=message):
         remove_dead(masks, links)
     with pytest.raises(ConfigurationError, match=message):
-        anp(masks, links)
+        active_rate(masks, links)
 
 
 def test_removal_does_not_change_what_a_network_computes():

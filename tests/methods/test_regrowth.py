@@ -221,6 +221,15 @@ def test_shares_of_kernels_are_their_links_or_equal_and_ratios_within_a_kernel_s
             torch.testing.assert_close(shared[kernel], ratios * wanted[kernel] / ratios.sum())
 
 
+@pytest.mark.parametrize("by", ["links", "equal"])
+def test_a_kernel_without_a_free_position_gets_no_share(by):
+    links = torch.ones(2, 200, dtype=torch.bool)
+    links[1, :3] = False
+    shared = shared_out(torch.zeros(2, 200), links, by)
+    assert not shared[0].any()
+    torch.testing.assert_close(shared[1, :3], torch.full((3,), (197 if by == "links" else 1) / 3))
+
+
 @given(seed=SEEDS, share=st.floats(0, 1), unit=st.floats(0.01, 100))
 def test_smoothing_deals_out_a_share_of_each_kernels_scores_by_the_prior(seed, share, unit):
     """The kernels: both known, scores alone, the prior alone, neither. The prior has a unit of its own."""

@@ -1,13 +1,15 @@
 """When evolutions come, how much they exchange, and how the density gets from its first to its last value."""
 
 import math
+import warnings
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import FROM, sparse, train, way
 
-from chtconv.errors import ConfigurationError
+import chtconv
+from chtconv.errors import ChtconvWarning, ConfigurationError
 from chtconv.methods.schedule import DECAYS, DENSITIES, Schedule, density_between
 
 PROGRESS = st.floats(0, 1)
@@ -53,6 +55,31 @@ def test_progress_counts_evolutions_and_the_last_one_has_all_of_it(interval, sto
     if steps:
         assert schedule.progress(steps[-1]) == 1
     assert all(0 <= schedule.progress(step) <= 1 for step in range(stop + 50))
+
+
+def test_an_end_before_the_first_step_is_over():
+    for decay, left in (("constant", 0.3), ("cosine", 0.0), ("linear", 0.0)):
+        for stop in (0, 1):
+            assert Schedule(0.3, decay, 100, stop).zeta_at(500) == pytest.approx(left, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"method": "mest"}, "zeta stays"),
+        ({"method": "set", "overrides": {"3": {"method": "mest"}}}, "layer 3: zeta stays"),
+        ({"method": chtconv.method("set", removal="soft_magnitude")}, "delta of its removal stays"),
+    ],
+)
+def test_what_needs_an_end_and_has_none_is_warned_of(options, what):
+    with pytest.warns(ChtconvWarning, match=f"{what} what it is, because evolution has no end") as warned:
+        sparse(**options)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparse(**options, total_steps=1000)
+        if "zeta" in what:
+            sparse(**options, zeta_schedule="constant")
 
 
 def test_without_an_end_there_is_no_progress():

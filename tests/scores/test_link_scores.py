@@ -12,11 +12,10 @@ from torch import nn
 
 from chtconv.errors import ConfigurationError
 from chtconv.layers.geometry import Geometry
-from chtconv.scores import api, explicit_scores, link_scores
+from chtconv.scores import explicit_scores, link_scores
 from chtconv.scores.api import GRAPHS, disabled_scores
 from chtconv.scores.explicit import receptive_fields
 from chtconv.scores.paths import PATH_PREDICTORS
-from chtconv.scores.patterns import pattern_table
 from chtconv.scores.predictors import PREDICTORS
 
 
@@ -339,6 +338,7 @@ def test_windows_that_share_no_activation_score_zero(options):
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"groups": 3}, "groups=3"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"padding_mode": "circle"}, "did you mean 'circular'"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"dilation": 9}, "leaves nothing"),
+        (torch.ones(2, 2, 1, 1, dtype=torch.bool), {"padding": 9, "padding_mode": "circular"}, "more than once"),
         (torch.ones(2, 2, 3, 3, dtype=torch.bool), {"predictor": "ch3_l3p"}, "path-based predictors accept"),
         (torch.ones(2, 2, 1, 1, dtype=torch.bool), {"predictor": "ch3_l3p"}, "on the kernel graph"),
     ],
@@ -351,10 +351,7 @@ def test_bad_input_is_named(mask, options, message):
 @pytest.fixture
 def own(monkeypatch):
     """Adds a predictor of that name."""
-    monkeypatch.setattr(api, "SCORES", (*api.SCORES, "mine"))
-    pattern_table.cache_clear()
-    yield lambda predictor: monkeypatch.setitem(PREDICTORS, "mine", predictor)
-    pattern_table.cache_clear()
+    return lambda predictor: monkeypatch.setitem(PREDICTORS, "mine", predictor)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -383,3 +380,15 @@ def test_a_predictor_may_be_a_number_of_any_type(own, one, graph):
         mask = torch.rand(shape) < 0.4
         expected = link_scores(mask, 7, predictor="cn_l3n", graph=graph)
         assert torch.equal(link_scores(mask, 7, predictor="mine", graph=graph), expected)
+
+
+def test_a_predictor_that_was_replaced_scores_anew_and_is_not_kept_on_disk(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHTCONV_CACHE", str(tmp_path))
+    mask = torch.rand(4, 3, 3, 3) < 0.5
+    geometry = Geometry.of((3, 3), 6, padding=1)
+    for weight in (1.0, 3.0):
+        own(lambda i, e, weight=weight: weight + i)
+        scores = link_scores(mask, 6, padding=1, predictor="mine") * ~mask
+        expected = explicit_scores(mask.flatten(2), geometry, "mine").view(mask.shape)
+        torch.testing.assert_close(scores, expected.to(scores.dtype), rtol=1e-5, atol=1e-6)
+    assert not list(tmp_path.iterdir())

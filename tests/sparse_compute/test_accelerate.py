@@ -583,7 +583,7 @@ def test_errors_name_what_is_accepted():
     ):
         chtconv.accelerate(copy.deepcopy(model), topology)
     topology.detach()
-    with pytest.raises(ConfigurationError, match="was detached; accepted is one that is in force"):
+    with pytest.raises(ConfigurationError, match="was detached; call sparsify again"):
         chtconv.accelerate(model, topology)
 
 

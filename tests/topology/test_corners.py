@@ -157,3 +157,35 @@ def test_weights_that_were_replaced_are_named():
     topology.detach()
     again = torch.optim.SGD(model.parameters(), lr=0.1)
     assert chtconv.sparsify(model, again, method="set", state=topology.state_dict()).masks.keys()
+
+
+@pytest.mark.parametrize("lacking", ["links", "explored", "newest", "stopped", "link_steps", "dense_steps", "momentum"])
+def test_a_state_that_lacks_something_is_refused_before_anything_is_loaded(lacking):
+    topology = sparse(sparsity=0.5, seed=1)[2]
+    state = sparse(sparsity=0.5, seed=2)[2].state_dict()
+    del state["layers"]["5.weight"][lacking]
+    before = topology.masks
+    with pytest.raises(ConfigurationError, match=rf"layer 5\.weight: the state to load lacks {lacking}"):
+        topology.load_state_dict(state)
+    del state["layers"]["5.weight"]
+    with pytest.raises(ConfigurationError, match=r"layer 5\.weight: the state to load lacks dense_steps, explored"):
+        topology.load_state_dict(state)
+    assert all(torch.equal(mask, before[name]) for name, mask in topology.masks.items())
+
+
+@pytest.mark.parametrize("part", ["explored", "newest", "momentum"])
+def test_a_state_of_another_shape_is_refused_before_anything_is_loaded(part):
+    topology = sparse(sparsity=0.5, seed=1)[2]
+    state = sparse(sparsity=0.5, seed=2)[2].state_dict()
+    state["layers"]["5.weight"][part] = torch.ones(3, 2, dtype=torch.bool)
+    before = topology.masks
+    with pytest.raises(ConfigurationError, match=rf"layer 5\.weight: {part} of the state to load has shape \[3, 2\]"):
+        topology.load_state_dict(state)
+    assert all(torch.equal(mask, before[name]) for name, mask in topology.masks.items())
+
+
+def test_nothing_follows_a_topology_that_was_detached():
+    model, _, topology = sparse(method="set")
+    topology.detach()
+    with pytest.raises(ConfigurationError, match="was detached"):
+        topology.follow(model)

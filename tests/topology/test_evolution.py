@@ -54,8 +54,8 @@ def test_an_evolution_keeps_the_number_of_links_and_what_it_did_not_remove(name,
     mask, (row,) = topology.masks["0.weight"], topology.records
     links = round(density * 80 / rows)
     assert mask.view(rows, -1).sum(1).tolist() == [links] * rows
-    # A layer that links may move away from keeps one.
-    wanted = min(zeta * links, links - 1) if name == "snfs" else zeta * links * rows
+    # A layer that links may move away from keeps one; one without a free position has nothing to exchange.
+    wanted = min(zeta * links, links - 1) if name == "snfs" else zeta * links * rows * (links * rows < 80)
     assert abs(row["removed"] - wanted) < rows
     assert (before & ~mask).sum() == (mask & ~before).sum() == row["removed"] - row["rechosen"]
 
@@ -592,3 +592,32 @@ def test_importance_of_an_own_rule_that_is_of_no_link_is_refused(importance, mes
     monkeypatch.setitem(REMOVALS, "mine", Removal(importance))
     with pytest.raises(ConfigurationError, match=rf"layer 0\.weight: removal 'mine' gave {message}"):
         evolved(chtconv.Method("mine", "uniform"))
+
+
+@pytest.mark.parametrize("changes", [{"explore": 0.1}, {"temperature": 0.5}])
+def test_kernels_that_filled_up_do_not_stop_a_layer(changes):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1))
+    method = chtconv.method("chts", **changes)
+    topology = sparse(model, method=method, allocation="layer", sparsity=0.5, interval=10**9)[2]
+    state = topology.state_dict()
+    mask = torch.zeros(16, 27, dtype=torch.bool)
+    mask[:8] = True
+    state["masks"]["0.weight"] = mask.view(16, 3, 3, 3)
+    topology.load_state_dict(state)
+    topology.enforce()
+    model(torch.randn(1, 3, 8, 8))
+    topology.evolve()
+    assert topology.masks["0.weight"].sum() == 216
+
+
+def test_a_layer_that_is_dense_has_nothing_to_exchange():
+    method = chtconv.method("chts", early_stop=0.9)
+    model, optimizer, topology = sparse(
+        method=method, sparsity=0.5, interval=1, overrides={"0": {"sparsity": 0.0}}, layers=["0", "3"]
+    )
+    train(model, optimizer, 1)
+    stats = topology.stats()
+    dense, other = stats["layers"]["0.weight"], stats["layers"]["3.weight"]
+    assert (dense["density"], dense["overlap"], dense["zero_scores"], dense["stopped"]) == (1.0, 0.0, None, False)
+    assert stats["overlap"] == other["overlap"]
+    assert other["turnover"] > 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import FROM, kernels, sparse, train
+from support import FROM, kernels, small_network, sparse, train
 from torch import nn
 
 import chtconv
@@ -240,3 +240,30 @@ def test_records_and_masks_are_copies():
         mask.fill_(True)
     assert len(topology.records) == 3
     assert topology.records[0]["links"] == topology.masks["0.weight"].sum() > 0
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_record_goes_on_under_the_names_of_the_model_that_loads_it(there):
+    """In a wrapper and out of it again, as from DistributedDataParallel to one process."""
+    plain, wrapped = small_network(), nn.Sequential()
+    wrapped.add_module("module", small_network())
+    first, second = (plain, wrapped) if there else (wrapped, plain)
+    model, optimizer, topology = sparse(first, sparsity=0.5, interval=1)
+    train(model, optimizer, 2)
+    other, optimizer, goes_on = sparse(second, sparsity=0.5, interval=1)
+    state = dict(zip(other.state_dict(), model.state_dict().values(), strict=True))
+    other.load_state_dict(state)
+    goes_on.load_state_dict(topology.state_dict())
+    rows = goes_on.records
+    assert {row["layer"] for row in rows} == set(goes_on.masks) != set(topology.masks)
+    for row, old in zip(rows, topology.records, strict=True):
+        assert row | {"layer": old["layer"]} == old
+    assert all(layer["overlap"] is not None for layer in goes_on.stats()["layers"].values())
+
+
+def test_flops_of_a_transposed_convolution_whose_output_is_padded_by_less_than_its_dilation():
+    layer = nn.ConvTranspose2d(4, 4, 3, stride=1, dilation=2, output_padding=1)
+    model, optimizer, topology = sparse(nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Flatten()), method="set")
+    model(torch.randn(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    assert topology.stats()["layers"]["1.weight"]["dense_forward_flops"] == 2 * 5 * 5 * 4 * 4 * 9

@@ -16,8 +16,9 @@ from typing import Any, Final
 from chtconv.comparison.cell import Cell, one_line, variant_name, words
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS, method
-from chtconv.methods.regrowth import REGROWTHS, usual_shares
+from chtconv.methods.regrowth import usual_shares
 from chtconv.methods.schedule import USUAL_DECAY
+from chtconv.scores.controls import CONTROLS
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
 from chtconv.training.recipes import recipe
 
@@ -205,27 +206,23 @@ def _unused(config: Config) -> Iterator[str]:
         yield from (each for each in SECTIONS["topology"] if each != "method")
         return
     changed, plain = method(name, **config.topology.changes()), METHODS[name]
+    predictor = changed.predictor or config.topology.predictor
     yield from (each for each in _PARTS if getattr(config.topology, each) == getattr(plain, each))
-    if not changed.uses_scores:
-        yield from ("predictor", "graph", "windows", "smoothing")
-    elif changed.predictor is not None:
+    yield from replace(changed, predictor=predictor).unnoticed
+    if not changed.uses_scores or changed.predictor is not None:
         yield "predictor"
-        if plain.predictor is not None:
-            yield "graph"  # controls count, and look at no graph
-        if changed.predictor == "in_bounds" and not changed.smoothing:
-            yield "windows"
-    if changed.regrowth is None or not REGROWTHS[changed.regrowth].sampled:
-        yield from ("temperature", "explore")
+    if not changed.uses_scores or predictor in CONTROLS:
+        yield "graph"  # controls count, and look at no graph
+    if not changed.uses_scores or (predictor == "in_bounds" and not changed.smoothing):
+        yield "windows"
     own = changed.allocation
-    shares = usual_shares(changed.predictor or config.topology.predictor, config.topology.graph)
-    if (
-        not changed.uses_scores
-        or (config.topology.allocation or own) == "kernel"
-        or config.topology.kernel_shares == shares
-    ):
+    kernels = (config.topology.allocation or own) == "kernel"
+    if kernels or config.topology.kernel_shares == usual_shares(predictor, config.topology.graph):
         yield "kernel_shares"
+    if changed.regrowth is None:
+        yield from ("zeta", "zeta_schedule")  # nothing is exchanged
     if not changed.evolves:
-        yield from ("zeta", "zeta_schedule", "evolutions_per_epoch", "stop_fraction", "early_stop", "prune_dead")
+        yield from ("evolutions_per_epoch", "stop_fraction", "prune_dead")
     if config.topology.allocation == own:
         yield "allocation"  # what it is without being named
     if changed.density == "constant":

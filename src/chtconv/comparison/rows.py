@@ -29,7 +29,7 @@ class Means:
         inference: FLOPs of an image as a share of dense inference.
         itop: share of all links that were ever active.
         empty_slices: share of the (kernel, input channel) pairs without a link at the end.
-        turnover: share of removed links that were not chosen again at once.
+        new_share: share of removed links that were not chosen again at once.
         seconds: of training, evaluation not included.
     """
 
@@ -37,7 +37,7 @@ class Means:
     inference: float | None
     itop: float | None
     empty_slices: float | None
-    turnover: float | None
+    new_share: float | None
     seconds: float | None
 
 
@@ -219,12 +219,12 @@ def _means(lines: Sequence[Mapping[str, Any]]) -> Means:
         inference=mean(lambda line: _of_dense(line, "inference")),
         itop=mean(lambda line: line.get("itop")),
         empty_slices=mean(lambda line: (line.get("evolution") or {}).get("empty_slices")),
-        turnover=mean(_turnover),
+        new_share=mean(_new_share),
         seconds=mean(lambda line: line.get("seconds")),
     )
 
 
-def _turnover(line: Mapping[str, Any]) -> float | None:
+def _new_share(line: Mapping[str, Any]) -> float | None:
     evolution = line.get("evolution") or {}
     if (rechosen := evolution.get("rechosen")) is not None:
         return 1 - float(rechosen)

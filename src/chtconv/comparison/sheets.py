@@ -181,7 +181,7 @@ _COLUMNS: Final[dict[str, Callable[[Row], str]]] = {
     "accuracy": lambda row: accuracy(row.accuracy),
     "train": lambda row: percent(row.means.training, ".1f"),
     "infer": lambda row: percent(row.means.inference, ".1f"),
-    "new": lambda row: _number(row.means.turnover),
+    "new": lambda row: _number(row.means.new_share),
     "ITOP": lambda row: _number(row.means.itop),
     "empty": lambda row: _number(row.means.empty_slices),
     "seconds": lambda row: _number(row.means.seconds, ",.0f"),

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.grid import Grid
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name
 from chtconv.methods import METHODS, method
 from chtconv.training.config import DENSE
 
@@ -50,8 +50,7 @@ def table1(
     ['dense-seed14', 'set-0.5-seed14', 'cht-ch2-0.5-seed14', 'cht-ch3-0.5-seed14']
     """
     for name in datasets:
-        if name not in DATASETS:
-            raise unknown("data set of Table 1", name, DATASETS)
+        check_name("data set of Table 1", name, DATASETS)
     axes = dict(AXES)
     for name, value in values.items():
         if isinstance(value, list | tuple):

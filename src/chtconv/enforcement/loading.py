@@ -1,6 +1,7 @@
 """After states were loaded: whether weights, optimizer state and masks belong together."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +17,38 @@ from chtconv.errors import ConfigurationError
 _TOLERATED = 0.99
 
 
-def check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
-    """Refuses a mask that is not one of this layer.
+# What the state of a layer must hold.
+_STATE = {"links", "explored", "newest", "stopped", "link_steps", "dense_steps", "momentum"}
+
+
+def check_state(layer: SparseLayer, mask: Tensor, state: Mapping[str, Any]) -> None:
+    """Refuses a mask and a state that are not those of this layer.
 
     Args:
         layer: the layer.
         mask: to be loaded.
-        links: how many active links it is said to have, of each kernel or in all, as the allocation says.
+        state: to be loaded beside it, see :meth:`SparseLayer.state_dict`.
 
     Raises:
-        ConfigurationError: another shape, type or number of links.
+        ConfigurationError: another shape, type or number of links, or a part that is missing.
     """
+    if missing := sorted(_STATE - state.keys()):
+        raise ConfigurationError(
+            f"layer {layer.name}: the state to load lacks {', '.join(missing)}; accepted is what "
+            "topology.state_dict() returned."
+        )
+    _check_mask(layer, mask, state["links"])
+    shape = layer.weight.shape
+    for part, accepted in (("explored", shape), ("newest", layer.newest.shape), ("momentum", shape)):
+        value = state[part]
+        if value is not None and value.shape != accepted:
+            raise ConfigurationError(
+                f"layer {layer.name}: {part} of the state to load has shape {list(value.shape)}; accepted is "
+                f"{list(accepted)}."
+            )
+
+
+def _check_mask(layer: SparseLayer, mask: Tensor, links: int) -> None:
     if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
         raise ConfigurationError(
             f"layer {layer.name}: the mask to load is {mask.dtype} of shape {list(mask.shape)}; "

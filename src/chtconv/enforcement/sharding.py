@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from chtconv.enforcement.optimizer_state import group_of
 from chtconv.errors import ConfigurationError
 
 
@@ -56,7 +57,7 @@ def local_state(optimizer: Optimizer, weight: Tensor) -> tuple[Optimizer, Tensor
     if not is_sharded(weight):
         return optimizer, weight
     part, state = local(weight), optimizer.state.get(weight, {})
-    group = next((g for g in optimizer.param_groups if any(p is weight for p in g["params"])), {})
+    group = group_of(optimizer, weight) or {}
     view = SimpleNamespace(
         state={part: {key: local(value) if isinstance(value, Tensor) else value for key, value in state.items()}},
         param_groups=[group | {"params": [part]}],

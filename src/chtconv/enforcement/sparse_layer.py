@@ -59,7 +59,7 @@ class Settings:
 
 
 class SparseLayer:
-    """A layer with a mask: its parameter, the mask in force, and the size of input that was last seen.
+    """A layer with a mask: its parameter, the mask in force, and the size of input that evolution goes by.
 
     Rows are the kernels, as a matrix [O, I] of output channels and what each of them sees (input channels of its
     group times kernel positions), whatever the layout of the weight.
@@ -322,7 +322,7 @@ class SparseLayer:
         }
 
     def load_state_dict(self, mask: Tensor, state: dict[str, Any]) -> None:
-        """Continues from a mask, checked by :func:`check_mask`, and a state."""
+        """Continues from a mask, and a state, checked by :func:`chtconv.enforcement.loading.check_state`."""
         self.put_mask(mask)
         self.explored.copy_(state["explored"])
         self.newest.copy_(state["newest"])

@@ -91,10 +91,10 @@ def active_channels(masks: Mapping[str, Tensor], links: Sequence[Link]) -> dict[
     return {link: _active(masks, link) for link in _in_order(links)}
 
 
-def anp(masks: Mapping[str, Tensor], links: Sequence[Link]) -> float:
+def active_rate(masks: Mapping[str, Tensor], links: Sequence[Link]) -> float:
     """Active neuron rate: channels between consecutive layers with links on both sides / all of those.
 
-    The masks are taken as they are. The rate post-percolation (ANP) is that of masks after :func:`remove_dead`, in
+    The masks are taken as they are. The rate post-percolation (ANP) is this rate of masks after :func:`remove_dead`, in
     which every active channel lies on a path, except in chains without any path, which are left as they were.
 
     Args:
@@ -109,7 +109,7 @@ def anp(masks: Mapping[str, Tensor], links: Sequence[Link]) -> float:
 
     Example:
         >>> masks = {"one": torch.ones(4, 1, 1).bool(), "two": torch.tensor([[1, 0, 0, 1]]).bool()[..., None]}
-        >>> anp(masks, [Link("one", "two")])
+        >>> active_rate(masks, [Link("one", "two")])
         0.5
     """
     active = active_channels(masks, links)

@@ -13,7 +13,7 @@ from math import ceil, floor, prod
 from operator import index
 from typing import TypeAlias
 
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name
 
 PerAxis: TypeAlias = int | Sequence[int]
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
@@ -131,7 +131,7 @@ class Geometry:
 
         Raises:
             ConfigurationError: a value that is not positive, a wrong number of axes, an empty output, an unknown
-                padding mode, or a circular axis that is narrower than the kernel.
+                padding mode, or a circular axis that is narrower than the kernel or the padding.
         """
         n = len(kernel)
         sizes = _per_axis("input_size", input_size, n, least=1)
@@ -139,8 +139,7 @@ class Geometry:
         dilations = _per_axis("dilation", dilation, n, least=1)
         kernels = _per_axis("kernel", kernel, n, least=1)
         paddings = _paddings(padding, kernels, strides, dilations)
-        if padding_mode not in PADDING_MODES:
-            raise unknown("padding mode", padding_mode, PADDING_MODES)
+        check_name("padding mode", padding_mode, PADDING_MODES)
         circular = [padding_mode == "circular" and any(pads) for pads in paddings]
         if transposed:
             if isinstance(padding, str):
@@ -191,6 +190,12 @@ def _check(axis: Axis, padding: PerAxis | str) -> None:
             f"{axis.size}: two positions would be the same link. Accepted is a kernel no wider than the input."
         )
 
+    if axis.circular and max(axis.padding) > axis.size:
+        raise ConfigurationError(
+            f"padding_mode='circular' with padding {padding} on a size of {axis.size}: it would wrap around more than "
+            "once. Accepted is padding no wider than the input."
+        )
+
 
 def _transposed_sizes(
     sizes: tuple[int, ...],
@@ -201,8 +206,10 @@ def _transposed_sizes(
     extras: tuple[int, ...],
 ) -> tuple[int, ...]:
     """Output sizes of a transposed convolution, as torch defines them."""
-    if any(extra >= stride for extra, stride in zip(extras, strides, strict=True)):
-        raise ConfigurationError(f"output_padding={extras}: accepted is less than the stride, {strides}.")
+    if any(extra >= max(steps) for extra, *steps in zip(extras, strides, dilations, strict=True)):
+        raise ConfigurationError(
+            f"output_padding={extras}: accepted is less than the stride, {strides}, or the dilation, {dilations}."
+        )
     terms = zip(sizes, kernels, strides, paddings, dilations, extras, strict=True)
     return tuple(s * (n - 1) - sum(pads) + d * (k - 1) + 1 + extra for n, k, s, pads, d, extra in terms)
 

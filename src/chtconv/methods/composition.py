@@ -27,7 +27,8 @@ class Method:
         initial_sparsity: sparsity before training; None where it is constant.
         zeta_schedule: how the drop fraction falls; None for the default of :func:`chtconv.sparsify`.
         predictor: the only link score that the method is defined with; None for any.
-        temperature: power of the scores in sampling: 1 as published, towards 0 more even, above 1 sharper.
+        temperature: power of the scores in sampling, an inverse temperature: 1 as published, towards 0 more even,
+            above 1 sharper.
         explore: share of the probability of sampling that is spread evenly; 0 as published.
         smoothing: share of a kernel's scores that goes by the links of the slices instead, see
             :func:`chtconv.methods.regrowth.smoothed`; 0 as published.
@@ -108,18 +109,31 @@ class Method:
         >>> method("cht", explore=0.3).ignored, method("chts", explore=0.3).ignored
         (('explore',), ())
         """
+        usual = Method.__dataclass_fields__
+        return tuple(name for name in self.unnoticed if getattr(self, name) != usual[name].default)
+
+    @property
+    def unnoticed(self) -> tuple[str, ...]:
+        """Fields of which its rules take no notice, whatever their values.
+
+        >>> method("gmp").unnoticed
+        ('temperature', 'explore', 'smoothing', 'kernel_shares', 'early_stop')
+        """
         sampled = self.regrowth is not None and REGROWTHS[self.regrowth].sampled
         noticed = {
             "temperature": sampled, "explore": sampled, "smoothing": self.uses_scores and self.predictor != PRIOR,
             "kernel_shares": self.uses_scores, "early_stop": self.regrowth is not None,
         }  # fmt: skip
-        usual = Method.__dataclass_fields__
-        return tuple(name for name, used in noticed.items() if not used and getattr(self, name) != usual[name].default)
+        return tuple(name for name, used in noticed.items() if not used)
 
     @property
     def evolves(self) -> bool:
-        """Whether the topology ever changes."""
-        return self.removal is not None
+        """Whether the topology ever changes.
+
+        >>> method("gmp").evolves, method("gmp", density="constant").evolves
+        (True, False)
+        """
+        return self.removal is not None and (self.regrowth is not None or self.density != "constant")
 
     @property
     def moves_links(self) -> bool:

@@ -104,14 +104,18 @@ def shared_out(scores_OI: Tensor, links_OI: Tensor, by: str) -> Tensor:
         Scores of the same shape, with the same ratios within each kernel. What a kernel without scores gets is spread
         evenly over its disabled positions, as where links compete within a kernel.
 
-    >>> shared_out(torch.tensor([[0.0, 6.0, 2.0], [0.0, 0.0, 0.0]]), torch.tensor([[True, False, False]] * 2), "links")
+    >>> links = torch.tensor([[True, False, False], [True, False, False], [True, True, True]])
+    >>> shared_out(torch.tensor([[0.0, 6.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), links, "links")
     tensor([[0.0000, 0.7500, 0.2500],
-            [0.0000, 0.5000, 0.5000]])
+            [0.0000, 0.5000, 0.5000],
+            [0.0000, 0.0000, 0.0000]])
     """
     if by == "scores":
         return scores_OI
     known_OI = torch.where((scores_OI > 0).any(dim=1, keepdim=True), scores_OI, (~links_OI).to(scores_OI.dtype))
-    sum_O1 = known_OI.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores_OI.dtype).tiny)
+    sum_O1 = known_OI.sum(dim=1, keepdim=True)
+    # A kernel without a disabled position has none, and gets none.
+    sum_O1 = sum_O1.masked_fill(sum_O1 == 0, 1)
     return known_OI * (links_OI.sum(dim=1, keepdim=True) / sum_O1 if by == "links" else 1 / sum_O1)
 
 

@@ -128,4 +128,7 @@ class Schedule:
 
     def zeta_at(self, step: int) -> float:
         """The drop fraction after this many optimizer steps."""
-        return self.zeta * _share("zeta schedule", self.decay, DECAYS, step / self.stop if self.stop else 0.0)
+        if self.stop is None:
+            return self.zeta
+        passed = min(1.0, step / self.stop) if self.stop else 1.0
+        return self.zeta * _share("zeta schedule", self.decay, DECAYS, passed)

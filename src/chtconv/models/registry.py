@@ -5,7 +5,7 @@ from typing import Final, Protocol
 import torch
 from torch import nn
 
-from chtconv.errors import unknown
+from chtconv.errors import check_name
 from chtconv.models.resnet import resnet18, wrn22_2
 from chtconv.models.vgg import vgg16, vgg19
 from chtconv.randomness import derived_seed
@@ -50,8 +50,7 @@ def build_model(
     >>> all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
     True
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
+    check_name("model", name, MODELS)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed the devices, which fork_rng does not restore here.
         torch.default_generator.manual_seed(derived_seed(seed, "weights"))

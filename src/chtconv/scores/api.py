@@ -1,11 +1,14 @@
 """The public entry to link scores: checks what it is given, and knows which graph is scored where."""
 
 import operator
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name
 from chtconv.layers.geometry import Geometry, PerAxis
 from chtconv.precision import full_precision
 from chtconv.scores.controls import CONTROLS
@@ -17,7 +20,8 @@ from chtconv.scores.rule import Rule
 
 GRAPHS = ("kernel", "layer")
 WINDOWS = ("in_bounds", "all")
-SCORES = (*PREDICTORS, *PATH_PREDICTORS, *CONTROLS)
+# By name, as the tables are now: rules of one's own may be added to them.
+SCORES: Mapping[str, Any] = ChainMap[str, Any](CONTROLS, PATH_PREDICTORS, PREDICTORS)
 
 
 def link_scores(
@@ -58,7 +62,7 @@ def link_scores(
         padding_mode: as in ``torch.nn.Conv2d``. Circular padding is real activations; reflected and replicated ones are
             copies and no nodes of their own, so these modes are read like ``"zeros"``.
         transposed: whether the layer is a transposed convolution.
-        output_padding: as in ``torch.nn.ConvTranspose2d``, below the stride.
+        output_padding: as in ``torch.nn.ConvTranspose2d``, below the stride or the dilation.
         windows: which ones the average is over: ``"in_bounds"``, those in which the position is no padding, or
             ``"all"``, where it counts as 0 in the others. The second is the first times the share of windows in which
             the position is in bounds; on small maps that is far from 1 at the border of a kernel.
@@ -153,12 +157,9 @@ def check_names(predictor: str, graph: str, windows: str = "in_bounds") -> None:
     Raises:
         ConfigurationError: no such predictor, graph or choice of windows.
     """
-    if predictor not in SCORES:
-        raise unknown("predictor", predictor, SCORES)
-    if graph not in GRAPHS:
-        raise unknown("graph", graph, GRAPHS)
-    if windows not in WINDOWS:
-        raise unknown("choice of windows", windows, WINDOWS)
+    check_name("predictor", predictor, SCORES)
+    check_name("graph", graph, GRAPHS)
+    check_name("choice of windows", windows, WINDOWS)
 
 
 def check_paths(layer: str, positions: int, predictor: str, graph: str) -> None:

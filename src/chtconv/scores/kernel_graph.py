@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chtconv.scores.cases import Cases, constants, input_cases, mean_weights, output_cases
 from chtconv.scores.patterns import MAX_POSITIONS, codes, histograms, look_up, pattern_table
+from chtconv.scores.predictors import predictor_of
 from chtconv.scores.rule import Rule
 
 # Numbers held at once for pairs of slices: 256 MB in float32.
@@ -45,7 +46,7 @@ def kernel_graph_scores(mask_OCK: Tensor, rule: Rule) -> Tensor:
 
 def _scores_by_pattern(mask_OCK: Tensor, rule: Rule) -> Tensor:
     """Both sums in one product, because both depend on nothing but the kernel and the pattern of the slice."""
-    table = pattern_table(rule, mask_OCK.device)
+    table = pattern_table(rule, predictor_of(rule.predictor), mask_OCK.device)
     code_OC = codes(mask_OCK)
     histogram_OS = histograms(code_OC, len(table.both_SL), rule.dtype)
     mean_OL = _mean_of_outputs(histogram_OS @ table.both_SL, rule)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from chtconv.cache import cached, sources
+from chtconv.scores import predictors
 from chtconv.scores.cases import constants, input_cases, mean_weights
+from chtconv.scores.predictors import Predictor
 from chtconv.scores.rule import Rule
 from chtconv.selection import in_chunks
 
@@ -39,11 +41,14 @@ class PatternTable(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def pattern_table(rule: Rule, device: torch.device) -> PatternTable:
-    """The table of a rule: 5.5 MB in float32 for 3x3, built once in a fraction of a second, and kept on disk.
+def pattern_table(rule: Rule, predictor: Predictor, device: torch.device) -> PatternTable:
+    """The table of a rule: 5.5 MB in float32 for 3x3, built once in a fraction of a second.
+
+    It is kept on disk, too, unless the predictor is none of ours: nothing says then what code it is.
 
     Args:
-        rule: geometry of at most 9 positions, predictor and arithmetic.
+        rule: geometry of at most 9 positions, name of the predictor, and arithmetic.
+        predictor: what goes by that name.
         device: where it will be used.
     """
     K = rule.geometry.positions
@@ -55,7 +60,8 @@ def pattern_table(rule: Rule, device: torch.device) -> PatternTable:
     def build() -> Tensor:
         return _values(rule, bits_SK.T.contiguous(), targets_J)
 
-    values_XJ = build() if _SOURCES is None else cached(f"{rule!r}/{_SOURCES}", shape, rule.dtype, build)
+    known = _SOURCES is not None and getattr(predictor, "__module__", None) == predictors.__name__
+    values_XJ = build() if not known else cached(f"{rule!r}/{_SOURCES}", shape, rule.dtype, build)
     both_SL = (bits_SK[:, :, None] * bits_SK[:, None, :]).flatten(1)
     return PatternTable(values_XJ.to(device), targets_J, both_SL)
 

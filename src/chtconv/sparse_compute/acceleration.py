@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from torch import nn
 
 from chtconv.enforcement.sparse_layer import SparseLayer
-from chtconv.errors import ConfigurationError, unknown
+from chtconv.errors import ConfigurationError, check_name
 from chtconv.sparse_compute.computation import Computation
 from chtconv.sparse_compute.layers import put, refusal, take_back
 from chtconv.sparse_compute.library import library
@@ -65,8 +65,7 @@ def accelerate(model: M, topology: Topology, *, backend: str = "auto") -> M:
         >>> model(torch.randn(16, 3, 8, 8)).shape
         torch.Size([16, 8, 4, 4])
     """
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+    check_name("backend", backend, BACKENDS)
     if not isinstance(topology, Topology):
         raise ConfigurationError(f"topology={topology!r}: accepted is what chtconv.sparsify returned.")
     topology.accelerate(model, None if backend == "dense" else lambda layers: Acceleration(layers, backend))

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from chtconv.enforcement.hooks import WeakHook
 from chtconv.enforcement.optimizer_state import check_supported, group_of
 from chtconv.enforcement.sparse_layer import Settings
-from chtconv.errors import ChtconvWarning, ConfigurationError, unknown
+from chtconv.errors import ChtconvWarning, ConfigurationError, check_name
 from chtconv.initial import ALLOCATIONS, links_at
 from chtconv.layers.find import weight_of
 from chtconv.layers.matrix import TRANSPOSED, Layer, matrix_shape, positions_of
+from chtconv.methods.removal import REMOVALS
 from chtconv.scores.api import check_names, check_paths
 from chtconv.scores.controls import CONTROLS
 from chtconv.topology.topology import MARK
@@ -46,8 +47,7 @@ def check_layer(name: str, module: Layer, settings: Settings, densities: tuple[f
     """Everything about a layer that can be wrong before anything is touched."""
     method, allocation = settings.method, settings.allocation
     check_names(settings.predictor, settings.graph, settings.windows)
-    if allocation not in ALLOCATIONS:
-        raise unknown("allocation", allocation, ALLOCATIONS)
+    check_name("allocation", allocation, ALLOCATIONS)
     if method.uses_scores:
         check_paths(f"layer {name}", positions_of(module), settings.predictor, settings.graph)
     if method.moves_links and allocation == "kernel":
@@ -83,6 +83,28 @@ def warn_of_ignored(settings: Mapping[str, Settings]) -> None:
                 stacklevel=3,
             )
         told |= ignored
+
+
+def warn_of_no_end(settings: Mapping[str, Settings], zeta_schedule: str | None) -> None:
+    """Where evolution never ends: of what methods would change until then, and stays what it is.
+
+    Args:
+        settings: of each layer.
+        zeta_schedule: that was asked for, None where it is that of the method.
+    """
+    told: set[str] = set()
+    for name, each in settings.items():
+        method = each.method
+        falling = zeta_schedule is None and method.zeta_schedule not in (None, "constant")
+        stays = {"zeta": falling, "delta of its removal": method.removal is not None and REMOVALS[method.removal].soft}
+        for what in (what for what, changes in stays.items() if changes and what not in told):
+            warnings.warn(
+                f"layer {name}: {what} stays what it is, because evolution has no end to go by; give stop or "
+                "total_steps.",
+                ChtconvWarning,
+                stacklevel=3,
+            )
+            told.add(what)
 
 
 def warn_of_no_paths(modules: Mapping[str, Layer], settings: Mapping[str, Settings]) -> None:

@@ -89,6 +89,9 @@ def evolve(
 
     Returns:
         What became of each layer, in the order of ``layers``.
+
+    Raises:
+        ConfigurationError: a rule gave something that cannot be used; it names the layer and the rule.
     """
     generators = {layer: generator_of(layer) for layer in layers}
     plan = _plan(layers, zeta, progress, generators)
@@ -106,7 +109,9 @@ def _plan(
         targets |= _pruned_together(together, generators[next(iter(together))])
     plan = {}
     for layer, target in targets.items():
-        fixed = layer.settings.method.regrowth is None or layer.stopped
+        # A row of links only has nothing to exchange them for.
+        full = min(layer.links, target) == _rows(layer.matrix(layer.mask), layer).shape[1]
+        fixed = layer.settings.method.regrowth is None or layer.stopped or full
         plan[layer] = target, 0.0 if fixed else zeta * min(layer.links, target)
     return plan | _moved(layers, zeta)
 
@@ -296,7 +301,7 @@ def _evolved(each: _Removed, mask_OI: Tensor, scored: Tensor | None) -> Evolved:
 def _told(each: _Removed, mask_N: Tensor, scored: Tensor) -> Evolved:
     """What another rank has found."""
     mask_OI = mask_N.to(each.kept.device).view(each.kept.shape)
-    return _evolved(each, mask_OI, scored if each.layer.settings.method.uses_scores else None)
+    return _evolved(each, mask_OI, scored if each.layer.settings.method.uses_scores and each.regrown.most else None)
 
 
 @contextmanager
@@ -315,7 +320,7 @@ def _regrow(each: _Removed) -> Evolved:
 
 def _with_regrown(each: _Removed) -> Evolved:
     layer, method = each.layer, each.layer.settings.method
-    if method.regrowth is None:
+    if method.regrowth is None or not each.regrown.most:
         return _evolved(each, each.kept, None)
     scores_OI = layer.link_scores(each.kept) if method.uses_scores else None
     worth_OI = _worth(layer, _comparable(scores_OI, each)) if method.worth != "nothing" else each.kept

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.flops import layer_flops, training_flops
-from chtconv.layers.chains import Link, anp, remove_dead
+from chtconv.layers.chains import Link, active_rate, remove_dead
 from chtconv.layers.matrix import Layer, by_channel
 from chtconv.methods.regrowth import ROUNDING_BITS
 
@@ -26,10 +26,10 @@ def layer_stats(layer: SparseLayer, steps: int) -> dict[str, Any]:
     * ``empty_slices``: share of (kernel, input channel) pairs without any link;
     * ``stopped``: whether it stopped evolving;
     * ``forward_flops``: floating point operations of one call for one sample (one row of input of a linear layer), at
-      the size that it was called with last, with ``dense_forward_flops`` beside it; ``training_flops``: of all steps so
-      far for one sample a step, so times the batch size, with dense weight gradients where the method asked for them.
-      None before the first forward pass. Of a layer that is called several times in a pass,
-      :func:`chtconv.count_flops` counts all calls.
+      the size of the last input in training mode (of the last one, where there was none yet), with
+      ``dense_forward_flops`` beside it; ``training_flops``: of all steps so far for one sample a step, so times the
+      batch size, with dense weight gradients where the method asked for them. None before the first forward pass. Of a
+      layer that is called several times in a pass, :func:`chtconv.count_flops` counts all calls.
     """
     mask = layer.mask
     links, size, explored = int(mask.sum()), mask.numel(), int(layer.explored.sum())
@@ -83,7 +83,7 @@ def overall_evolution(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | No
     return {"overlap": rechosen / removed if removed else 0.0, "turnover": new / links if links else 0.0}
 
 
-def active_channels(layers: Sequence[SparseLayer], chains: Sequence[Link]) -> float | None:
+def anp(layers: Sequence[SparseLayer], chains: Sequence[Link]) -> float | None:
     """ANP rate: share of the channels between consecutive sparse layers that links connect to both sides.
 
     After percolation: channels that are connected only to dead ones count as dead. None where no two sparse layers
@@ -91,7 +91,7 @@ def active_channels(layers: Sequence[SparseLayer], chains: Sequence[Link]) -> fl
     """
     masks = {layer.module_name: by_channel(layer.matrix(layer.mask), layer.module) for layer in layers}
     known = [link for link in chains if link.producer in masks and link.consumer in masks]
-    return anp(remove_dead(masks, known), known) if known else None
+    return active_rate(remove_dead(masks, known), known) if known else None
 
 
 def empty_slices(mask_OI: Tensor, layer: Layer) -> Tensor:

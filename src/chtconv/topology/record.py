@@ -22,7 +22,8 @@ class Record:
       not there before;
     * ``overlap``: rechosen / removed, near 1 in an epitopological local minimum;
     * ``turnover``: new / links, the true turnover;
-    * ``survival``: share of the new links of the evolution before that are still active; None in the first;
+    * ``survival``: share of the new links of the evolution before that are still active; None where
+      that brought none, and in the first;
     * ``itop``: share of all links that were ever active (in-time over-parametrisation);
     * ``slices``: (kernel, input channel) pairs; ``empty_slices``: share of them without a link;
     * ``zero_scores``: share of the disabled positions with score 0, and ``tied_scores``, share of them whose score is

@@ -25,6 +25,7 @@ from chtconv.topology.checks import (
     check_layer,
     check_weights,
     warn_of_ignored,
+    warn_of_no_end,
     warn_of_no_paths,
     whole_seed,
     whole_steps,
@@ -81,9 +82,9 @@ def sparsify(
             linear layers, 1x1 convolutions and others whose windows do not overlap, whose kernel graphs have no paths.
         windows: which windows scores are averaged over, see :func:`chtconv.link_scores`.
         zeta: fraction of the links that an evolution removes and regrows, in (0, 1].
-        zeta_schedule: ``"constant"``, ``"cosine"`` or ``"linear"`` (both falling to 0 at ``stop``); by default that of
-            the method or, where it has none, cosine where the end is known from ``stop`` or ``total_steps``, else
-            constant.
+        zeta_schedule: ``"constant"``, ``"cosine"`` or ``"linear"`` (both falling to 0 at ``stop``), for all layers; by
+            default that of ``method`` or, where it has none, cosine; constant where no end is known from ``stop`` or
+            ``total_steps``.
         interval: optimizer steps between two evolutions.
         stop: no evolution at this optimizer step or later; by default three quarters of ``total_steps``.
         total_steps: length of the training in optimizer steps, only used for ``stop``.
@@ -152,6 +153,8 @@ def sparsify(
     for name, module in modules.items():
         check_layer(name, module, settings[name], densities[name])
     warn_of_no_paths(modules, settings)
+    if schedule.stop is None:
+        warn_of_no_end(settings, zeta_schedule)
     chains = None
     if any(each.method.prune_dead for each in settings.values()):
         chains = consecutive_layers(model, list(modules))

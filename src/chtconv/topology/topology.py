@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from chtconv.enforcement.averages import Averages
 from chtconv.enforcement.distributed import Ranks, agree, average_gradients, verify
 from chtconv.enforcement.hooks import PlainState, WeakHook
-from chtconv.enforcement.loading import check_fits, check_mask, check_uncut, count_set
+from chtconv.enforcement.loading import check_fits, check_state, check_uncut, count_set
 from chtconv.enforcement.optimizer_state import reset_off_mask
 from chtconv.enforcement.sharding import is_sharded, local_state
 from chtconv.enforcement.sparse_layer import SparseLayer
@@ -31,7 +31,7 @@ from chtconv.layers.matrix import from_matrix
 from chtconv.methods.schedule import Schedule
 from chtconv.randomness import canonical_names, generator
 from chtconv.topology.evolution import Evolved, evolve
-from chtconv.topology.metrics import FROM_RECORD, active_channels, layer_stats, overall_evolution, overall_stats
+from chtconv.topology.metrics import FROM_RECORD, anp, layer_stats, overall_evolution, overall_stats
 from chtconv.topology.record import Record
 
 # What a state must hold.
@@ -148,7 +148,7 @@ class Topology:
             overall_stats(by_layer)
             | overall_evolution(latest)
             | {
-                "anp": active_channels(self._layers, self._known_chains()),
+                "anp": anp(self._layers, self._known_chains()),
                 "evolutions": self.evolutions,
                 "step": self.step_count,
                 "layers": by_layer,
@@ -175,7 +175,7 @@ class Topology:
             A handle whose ``remove()`` ends it.
 
         Raises:
-            ConfigurationError: the copy lacks a sparse layer, or has it in another shape.
+            ConfigurationError: the copy lacks a sparse layer, or has it in another shape, or the topology was detached.
 
         Example:
             >>> import chtconv
@@ -185,6 +185,7 @@ class Topology:
             >>> average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
             >>> handle = topology.follow(average)
         """
+        self._check_in_force()
         return self._averages.add(copy)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -197,6 +198,9 @@ class Topology:
 
         The optimizer's hook calls this; call it by hand only where no hook runs, as in the replay of a CUDA graph.
         Masks change in place, so that the graph stays valid.
+
+        Raises:
+            ConfigurationError: as :meth:`evolve`, where it is time to evolve.
         """
         self.step_count += 1
         for layer in self._layers:
@@ -221,10 +225,7 @@ class Topology:
         Raises:
             ConfigurationError: the model has none of the layers or not all of them, or the topology was detached.
         """
-        if self._detached:
-            raise ConfigurationError(
-                "the topology was detached; accepted is one that is in force: call sparsify again."
-            )
+        self._check_in_force()
         missing = self._missing(model)
         if missing:
             raise ConfigurationError(
@@ -238,8 +239,9 @@ class Topology:
     def capture_gradients(self) -> None:
         """Keeps the gradients of disabled links in the next backward pass, for an evolution that is called by hand.
 
-        Only methods that go by gradients (RigL, SNFS, GraNet, ``cht_gradient``) need it, and only then: evolutions at
-        their own time do it by themselves.
+        They are there until the optimizer steps, so the order is ``capture_gradients()``, the backward pass,
+        :meth:`evolve`, and then the step. Only methods that go by gradients (RigL, SNFS, GraNet, ``cht_gradient``)
+        need it, and only then: evolutions at their own time do it by themselves.
         """
         for layer in self._layers:
             layer.capture(layer.settings.method.needs_dense_gradients)
@@ -254,12 +256,15 @@ class Topology:
                 gradient a gradient that was not kept, or the topology was detached.
         """
         # A layer that was frozen since stays as it is.
-        self._evolve([layer for layer in self._layers if layer.weight.requires_grad])
+        layers = [layer for layer in self._layers if layer.weight.requires_grad]
+        going = [layer for layer in layers if layer.settings.method.needs_dense_gradients]
+        if going and not any(layer.captured is not None or layer.momentum is not None for layer in going):
+            raise self._no_gradients(going[0])
+        self._evolve(layers)
 
     @torch.no_grad()
     def _evolve(self, layers: list[SparseLayer]) -> None:
-        if self._detached:
-            raise ConfigurationError("the topology was detached; call sparsify again to go on, with its state_dict().")
+        self._check_in_force()
         evolving = [layer for layer in layers if layer.settings.method.evolves]
         if not evolving:
             return
@@ -292,6 +297,10 @@ class Topology:
         finally:
             self._evolving = False
 
+    def _check_in_force(self) -> None:
+        if self._detached:
+            raise ConfigurationError("the topology was detached; call sparsify again to go on, with its state_dict().")
+
     def _check_ready(self, layers: list[SparseLayer]) -> None:
         """All that an evolution needs is there, before anything is changed."""
         model = self._model()
@@ -306,11 +315,15 @@ class Topology:
             if method.uses_scores:
                 layer.geometry()
             if method.needs_dense_gradients and not layer.has_gradients:
-                raise ConfigurationError(
-                    f"layer {layer.name}: regrowth {method.regrowth!r} needs the gradients of disabled links, and none "
-                    "were kept; before an evolution by hand call topology.capture_gradients(), then run the backward "
-                    "pass."
-                )
+                raise self._no_gradients(layer)
+
+    @staticmethod
+    def _no_gradients(layer: SparseLayer) -> ConfigurationError:
+        return ConfigurationError(
+            f"layer {layer.name}: regrowth {layer.settings.method.regrowth!r} needs the gradients of disabled links, "
+            "and none are kept; before an evolution by hand call topology.capture_gradients(), run the backward pass, "
+            "and let the optimizer step only after the evolution."
+        )
 
     def _missing(self, model: nn.Module) -> str | None:
         """The first of the layers that a model does not have; None where it has all of them."""
@@ -434,25 +447,29 @@ class Topology:
         """Continues from a state; in any order with the states of model and optimizer.
 
         Raises:
-            ConfigurationError: masks of other layers, shapes or numbers of links.
+            ConfigurationError: masks of other layers, shapes or numbers of links, or a part that is missing; the
+                topology is then as it was.
         """
         if not isinstance(state, dict) or not state.keys() >= _STATE:
             raise ConfigurationError(
                 f"state={type(state).__name__}: accepted is what topology.state_dict() returned, with {sorted(_STATE)}."
             )
         names = canonical_names(state["masks"])
-        masks, layers = ({names[key]: value for key, value in state[part].items()} for part in ("masks", "layers"))
+        masks, layers = (
+            {names.get(key, key): value for key, value in state[part].items()} for part in ("masks", "layers")
+        )
         if set(masks) != {layer.seed_name for layer in self._layers}:
             raise ConfigurationError(
                 f"the state holds masks of {sorted(masks)}; "
                 f"the sparse layers are {sorted(layer.seed_name for layer in self._layers)}."
             )
         for layer in self._layers:
-            check_mask(layer, masks[layer.seed_name], layers[layer.seed_name]["links"])
+            check_state(layer, masks[layer.seed_name], layers.get(layer.seed_name, {}))
         for layer in self._layers:
             layer.load_state_dict(masks[layer.seed_name], layers[layer.seed_name])
         self.step_count, self.evolutions = int(state["step_count"]), int(state["evolutions"])
-        self._record = Record(state["records"])
+        own = {name: each.name for name, short in names.items() for each in self._layers if each.seed_name == short}
+        self._record = Record([row | {"layer": own.get(row["layer"], row["layer"])} for row in state["records"]])
         self._saved = {names[key]: dict(value) for key, value in state.get("set", {}).items()}
         self._unchecked = True
         self._arm()

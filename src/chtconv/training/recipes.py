@@ -9,7 +9,7 @@ The paper names the CIFAR-10 schedule "Linear-Linear" and leaves open what that 
 
 from typing import Final
 
-from chtconv.errors import unknown
+from chtconv.errors import check_name
 from chtconv.training.config import Config
 
 # Appendix A and table A1; at 70 %, one row of table 1.
@@ -72,6 +72,5 @@ def recipe(name: str) -> Config:
     >>> recipe("paper-cifar100").optimisation.epochs
     240
     """
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
+    check_name("recipe", name, RECIPES)
     return RECIPES[name]

@@ -85,7 +85,7 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state: the masks first, because weights and optimizer state are masked as they are loaded.
+        """Take up a state. The next step checks that masks, weights and optimizer state fit each other.
 
         Raises:
             ValueError: the state is of another kind of device, whose optimizer and bits are others, or of other images.
