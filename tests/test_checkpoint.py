@@ -187,7 +187,7 @@ def test_topology_state_is_loaded_without_pickle_and_refuses_to_be_copied_itself
     other = sparse(nn.Sequential(nn.Conv2d(3, 8, 3)), method="snfs", stop=9, interval=2)[2]
     other.load_state_dict(state)
     assert torch.equal(other.masks["0.weight"], topology.masks["0.weight"])
-    assert torch.equal(other._layers[0].momentum, topology._layers[0].momentum)
+    assert torch.equal(other._layers[0].dense_gradient.momentum, topology._layers[0].dense_gradient.momentum)
 
 
 def test_a_model_that_holds_its_topology_can_be_copied_and_the_copy_is_plain():

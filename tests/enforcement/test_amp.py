@@ -50,7 +50,11 @@ def dense_gradients(model, *seeds):
 def what_regrowth_saw(topology):
     """Filled at each evolution, by name of layer."""
     seen = {}
-    topology.on_evolution(lambda _: seen.update({layer.name: layer.captured.clone() for layer in topology._layers}))
+
+    def see(_):
+        seen.update({layer.name: layer.dense_gradient.captured.clone() for layer in topology._layers})
+
+    topology.on_evolution(see)
     return seen
 
 
@@ -183,7 +187,7 @@ def test_averages_of_gradients_do_not_know_the_scale(kind):
         scaler.step(optimizer)
         scaler.update()
     assert len(scales) > 1
-    assert_all_close({layer.name: layer.momentum for layer in topology._layers}, average)
+    assert_all_close({layer.name: layer.dense_gradient.momentum for layer in topology._layers}, average)
 
 
 def test_autocast_trains_masks_in_the_type_of_the_weights():

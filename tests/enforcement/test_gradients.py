@@ -78,7 +78,8 @@ def test_what_regrowth_sees_is_the_dense_gradient_of_the_whole_step(method, batc
     twin(images).square().sum().backward()
     for layer in topology._layers:
         gradient = dict(twin.named_parameters())[layer.name].grad
-        torch.testing.assert_close(layer.captured, gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+        captured, largest = layer.dense_gradient.captured, gradient.abs().max().item()
+        torch.testing.assert_close(captured, gradient, rtol=1e-3, atol=1e-4 * largest)
         assert gradient[~topology.masks[layer.name]].any()
         assert not layer.weight.grad[~topology.masks[layer.name]].any()
 
@@ -89,22 +90,22 @@ def test_gradients_are_dense_only_on_the_steps_before_an_evolution():
     for _ in range(7):
         optimizer.zero_grad()
         model(torch.randn(2, 3, 8, 8)).sum().backward()
-        kept.append(topology._layers[0].captured is not None)
+        kept.append(topology._layers[0].dense_gradient.captured is not None)
         optimizer.step()
     assert kept == [False, False, True, False, False, True, False]
-    assert [layer.dense_steps for layer in topology._layers] == [2, 2, 2]
+    assert [layer.dense_gradient.steps for layer in topology._layers] == [2, 2, 2]
 
 
 def test_a_gradient_that_was_thrown_away_is_forgotten():
     model, optimizer, topology = sparse(small_network().eval(), method="rigl", interval=1, sparsity=0.8)
     images = torch.randn(2, 3, 8, 8)
     model(images).sum().backward()
-    wanted = topology._layers[0].captured.clone()
+    wanted = topology._layers[0].dense_gradient.captured.clone()
     optimizer.zero_grad()
     model(100 * images).sum().backward()
     optimizer.zero_grad()
     model(images).sum().backward()
-    torch.testing.assert_close(topology._layers[0].captured, wanted)
+    torch.testing.assert_close(topology._layers[0].dense_gradient.captured, wanted)
 
 
 def test_regrowth_by_gradient_needs_one_that_was_kept():

@@ -282,7 +282,7 @@ def test_gradients_off_the_mask_that_are_not_finite_count_as_none_in_momentum(va
     model(images).sum().backward()
     optimizer.step()
     (layer,) = topology._layers
-    torch.testing.assert_close(layer.momentum, torch.where(mask, 0.1 * 25, 0.0))
+    torch.testing.assert_close(layer.dense_gradient.momentum, torch.where(mask, 0.1 * 25, 0.0))
 
 
 def test_a_layer_that_links_move_away_from_keeps_one_and_gets_more_again():

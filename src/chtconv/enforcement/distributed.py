@@ -114,11 +114,11 @@ def average_gradients(ranks: Ranks, layers: Sequence[SparseLayer]) -> None:
         if is_sharded(layer.weight):
             continue
         # A layer that this rank did not use has none.
-        nothing = torch.zeros_like(layer.weight, dtype=torch.float32)
+        dense, nothing = layer.dense_gradient, torch.zeros_like(layer.weight, dtype=torch.float32)
         if layer.settings.method.worth == "momentum":
-            layer.momentum = ranks.mean(layer.momentum if layer.momentum is not None else nothing)
+            dense.momentum = ranks.mean(dense.momentum if dense.momentum is not None else nothing)
         elif layer.settings.method.needs_dense_gradients:
-            layer.captured = ranks.mean(layer.captured if layer.captured is not None else nothing)
+            dense.captured = ranks.mean(dense.captured if dense.captured is not None else nothing)
 
 
 def verify(ranks: Ranks, names: Sequence[str], tensors: Sequence[Sequence[Tensor]], what: str) -> None:

@@ -1,6 +1,5 @@
 """What the topology has to know of each sparse layer: its weight, its mask, its gradients and its input size."""
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from chtconv.enforcement.bits import accumulate, apply_bits, bits_of, matching, rescaled, unless_zeroed
+from chtconv.enforcement.bits import apply_bits, bits_of, matching
+from chtconv.enforcement.dense_gradient import DenseGradient
 from chtconv.enforcement.sharding import gathered, is_sharded, local, local_part
 from chtconv.errors import ConfigurationError
 from chtconv.initial import RANDOM, LinearTopology, links_at
@@ -26,9 +26,6 @@ from chtconv.layers.matrix import (
 )
 from chtconv.methods import Method
 from chtconv.scores.api import disabled_scores
-
-# Of the exponential average of gradients, as Dettmers and Zettlemoyer (2019) take from their optimizer.
-_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,12 @@ class SparseLayer:
         densities: share of active links before training and at the end.
         links: number of active links, of each kernel or of the layer, as the allocation says.
         link_steps: active links of the layer, summed over the optimizer steps so far.
-        dense_steps: optimizer steps that needed the gradients of disabled links.
         bits: the mask as integers of the weight's width and layout, see :mod:`chtconv.enforcement.bits`.
         explored: bool of the weight's shape, where a link was ever active.
         newest: bool [O, I], links that the last evolution brought.
         stopped: whether it stopped evolving, see :attr:`chtconv.Method.early_stop`.
-        capturing: whether gradients of disabled links are kept as they come.
-        settled: whether its optimizer has stepped since, so that what was kept is final.
-        captured: the dense gradient of this step so far, None where there is none.
+        dense_gradient: its gradient with that of disabled links, kept when somebody asks for it.
         trained: whether its optimizer has stepped, with the weight not frozen, since the last step that was counted.
-        one_of_several: whether there are several optimizers, of which one counts.
-        momentum: its exponential average, None where there is none.
         handles: the hooks that this layer registered.
         hooked: the parameter that they belong to.
         version: changes whenever the mask may have changed, or somebody may have written weights off the mask.
@@ -107,20 +99,16 @@ class SparseLayer:
         self.links = self.links_at(densities[0])
         self._sharded: nn.Parameter | None = None
         self._shown: Tensor | None = None
-        self._reduced: weakref.ref[Tensor] | None = None
         self.put_mask(mask)
         self.explored = mask.clone()
         self.newest = torch.zeros_like(mask_OI)
         self.stopped = False
-        self.link_steps = self.dense_steps = 0
-        self.capturing = self.settled = False
-        self.trained = self.one_of_several = False
-        self.captured: Tensor | None = None
-        self.momentum: Tensor | None = None
+        self.link_steps = 0
+        self.trained = False
+        self.dense_gradient = DenseGradient()
         self.handles: list[RemovableHandle] = []
         self.hooked: nn.Parameter | None = None
         self._left_at: int | None = None
-        self._of_before: weakref.ref[Tensor] | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -202,71 +190,30 @@ class SparseLayer:
 
     def capture(self, on: bool) -> None:
         """Whether dense gradients are kept from now on; what was kept so far is dropped."""
-        self.capturing, self.settled, self.captured = on, False, None
-        gradient = self.weight.grad if on and self.one_of_several else None
-        self._of_before = None if gradient is None else weakref.ref(gradient)
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the gradient is of a step that was counted already, as one of several optimizers had stepped.
-
-        It was masked before anything was to be kept, so that it says nothing of disabled links.
-        """
-        gradient, before = self.weight.grad, self._of_before
-        return gradient is not None and before is not None and before() is gradient
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether the dense gradients are known, or were to be kept and none came, as in a layer that was not used."""
-        return self.capturing or self.momentum is not None
-
-    def count_step(self) -> None:
-        """After an optimizer step: what is counted or averaged over steps."""
-        self.link_steps += self.total_links
-        self.dense_steps += self.capturing
-        if self.captured is not None and self.settings.method.worth == "momentum":
-            captured = self.captured.float().nan_to_num(0.0, 0.0, 0.0)
-            if self.momentum is None:
-                self.momentum = torch.zeros_like(captured)
-            self.momentum.mul_(_MOMENTUM).add_(captured, alpha=1 - _MOMENTUM)
+        before = self.weight.grad if on and self.dense_gradient.one_of_several else None
+        self.dense_gradient.capture(on, before)
 
     def before_accumulation(self, *_: object) -> None:
-        """Forgets what was kept of gradients that somebody has zeroed since, as after a step that was skipped."""
-        gradient = self.weight.grad
-        if self.settled:
-            return
-        if gradient is None:
-            self.captured = None
-        elif self.captured is not None:
-            self.captured = unless_zeroed(self.captured, local(gradient))
-
-    def follow_gradient(self) -> None:
-        """Before a step: unscales and clips what was kept by the factor that the gradient was unscaled and clipped by.
-
-        A gradient that was written by hand, so that no hook has seen it, is kept as it is.
-        """
-        gradient = self.weight.grad
-        if self.capturing and not self.settled and not self.is_late and gradient is not None:
-            gradient = local(gradient)
-            self.bits = matching(self.bits, gradient)
-            if self.captured is None:
-                self.captured = gradient.detach().clone()
-            else:
-                self.captured = rescaled(self.captured, gradient, self.bits)
+        """Before gradients are accumulated."""
+        self.dense_gradient.before_accumulation(self.weight.grad)
 
     def accumulated(self, *_: object) -> None:
         """After gradients were accumulated: keeps them where evolution asks for them, then masks them."""
-        gradient, self._of_before = self.weight.grad, None
-        if self.capturing and not self.settled and gradient is not None:
-            if is_sharded(gradient):
-                # No hook runs before: a gradient that is a new object begins a new sum.
-                if self._reduced is None or self._reduced() is not gradient:
-                    self.captured = None
-                self._reduced = weakref.ref(gradient)
-                gradient = local(gradient)
-            self.bits = matching(self.bits, gradient)
-            self.captured = accumulate(self.captured, gradient, self.bits)
+        self.dense_gradient.accumulated(self.weight.grad, self.bits)
         self.mask_gradient()
+
+    def follow_gradient(self) -> None:
+        """Before a step: what was kept is unscaled and clipped like the gradient."""
+        self.dense_gradient.follow(self.weight.grad, self.bits)
+
+    def settle(self) -> None:
+        """After the step of its optimizer, where there are several."""
+        self.dense_gradient.settle(self.weight.grad)
+
+    def count_step(self) -> None:
+        """After a step of all optimizers: what is counted or averaged over steps."""
+        self.link_steps += self.total_links
+        self.dense_gradient.count_step(averaged=self.settings.method.worth == "momentum")
 
     @property
     def input_size(self) -> tuple[int, ...] | None:
@@ -310,14 +257,15 @@ class SparseLayer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the mask that a resumed run needs: tensors and plain Python."""
+        momentum = self.dense_gradient.momentum
         return {
             "links": self.links,
             "explored": self.explored.clone(),
             "newest": self.newest.clone(),
             "stopped": self.stopped,
             "link_steps": self.link_steps,
-            "dense_steps": self.dense_steps,
-            "momentum": None if self.momentum is None else gathered(self.momentum, self.weight).clone(),
+            "dense_steps": self.dense_gradient.steps,
+            "momentum": None if momentum is None else gathered(momentum, self.weight).clone(),
             "input_size": None if self.input_size is None else list(self.input_size),
         }
 
@@ -327,11 +275,11 @@ class SparseLayer:
         self.explored.copy_(state["explored"])
         self.newest.copy_(state["newest"])
         self.links, self.stopped = int(state["links"]), bool(state["stopped"])
-        self.link_steps, self.dense_steps = int(state["link_steps"]), int(state["dense_steps"])
+        self.link_steps, self.dense_gradient.steps = int(state["link_steps"]), int(state["dense_steps"])
         momentum = state["momentum"]
         if momentum is not None:
             momentum = local_part(momentum, self.weight).to(self.weight.device, copy=True)
-        self.momentum = momentum
+        self.dense_gradient.momentum = momentum
         # Where nothing was seen yet: what a run has to say of itself may not wait for its next step, if there is none.
         size = state.get("input_size")
         if size is not None and self.input_size is None:

@@ -50,7 +50,7 @@ class Stepping:
         self._within = self._over = False
         self._handles: list[RemovableHandle] = []
         for layer in layers:
-            layer.one_of_several = len(optimizers) > 1
+            layer.dense_gradient.one_of_several = len(optimizers) > 1
         for optimizer in optimizers:
             self._register(optimizer)
 
@@ -134,7 +134,7 @@ class Stepping:
         if _skipped(optimizer):
             self._free(self._layers_of[id(optimizer)])
         for layer in self._layers_of[id(optimizer)]:
-            layer.settled = not layer.is_late
+            layer.settle()
             layer.stepped()
 
     def _after_last(self, optimizer: Optimizer, *_: Any) -> None:
@@ -145,7 +145,7 @@ class Stepping:
         if _skipped(optimizer):
             self._free(self._layers_of[id(optimizer)])
             for layer in self._layers:
-                layer.capture(layer.capturing)
+                layer.capture(layer.dense_gradient.capturing)
         else:
             if _unscales(optimizer):
                 self._mask_gradients(optimizer)

@@ -58,7 +58,7 @@ class Computation:
     def capturing(self) -> bool:
         """Whether the gradient is asked for off the mask."""
         layer = self._layer()
-        return layer is not None and layer.capturing
+        return layer is not None and layer.dense_gradient.capturing
 
     def links(self, module: nn.Conv2d, input: Tensor) -> Links | None:
         """The index lists to compute a call with; None where it is to be dense."""

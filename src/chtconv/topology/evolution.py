@@ -149,9 +149,8 @@ def _moved(layers: Sequence[SparseLayer], zeta: float) -> dict[SparseLayer, tupl
     moving = [layer for layer in layers if layer.settings.method.redistribute and not layer.stopped]
     if not moving:
         return {}
-    means = torch.stack(
-        [(_finite(layer.momentum, layer).abs() * layer.mask).sum() / max(1, layer.links) for layer in moving]
-    ).tolist()
+    sums = [(_finite(layer.dense_gradient.momentum, layer).abs() * layer.mask).sum() for layer in moving]
+    means = torch.stack([each / max(1, layer.links) for each, layer in zip(sums, moving, strict=True)]).tolist()
     # At least one, because a layer without any has no momentum to get one back by.
     kept = [max(1, layer.links - round(zeta * layer.links)) for layer in moving]
     regrown = sum(layer.links for layer in moving) - sum(kept)
@@ -359,7 +358,8 @@ def _worth(layer: SparseLayer, scores_OI: Tensor | None) -> Tensor:
     if not layer.settings.method.needs_dense_gradients:
         assert scores_OI is not None
         return scores_OI
-    gradient = layer.momentum if layer.settings.method.worth == "momentum" else layer.captured
+    dense = layer.dense_gradient
+    gradient = dense.momentum if layer.settings.method.worth == "momentum" else dense.captured
     gradient_OI = layer.matrix(_finite(gradient, layer))
     return gradient_OI if scores_OI is None else scores_OI * gradient_OI.abs()
 

@@ -53,10 +53,11 @@ def _flops(layer: SparseLayer, density: float, steps: int) -> dict[str, Any]:
     channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     dense = layer_flops(module, (1, channels, *layer.input_size))
     mean = {layer.name: layer.link_steps / (layer.weight.numel() * steps) if steps else density}
+    dense_steps = layer.dense_gradient.steps
     return {
         "forward_flops": dense * density,
         "dense_forward_flops": dense,
-        "training_flops": training_flops({layer.name: dense}, steps, mean, dense_gradient_steps=layer.dense_steps),
+        "training_flops": training_flops({layer.name: dense}, steps, mean, dense_gradient_steps=dense_steps),
         "dense_training_flops": 3 * dense * steps,
     }
 

@@ -129,7 +129,7 @@ class Topology:
     @property
     def keeps_gradients(self) -> bool:
         """Whether the next backward pass keeps the gradients of disabled links, for methods that go by them."""
-        return any(layer.capturing for layer in self._layers)
+        return any(layer.dense_gradient.capturing for layer in self._layers)
 
     def stats(self) -> dict[str, Any]:
         """Numbers of every layer (``"layers"``) and of all together; see :mod:`chtconv.topology.metrics`.
@@ -258,7 +258,7 @@ class Topology:
         # A layer that was frozen since stays as it is.
         layers = [layer for layer in self._layers if layer.weight.requires_grad]
         going = [layer for layer in layers if layer.settings.method.needs_dense_gradients]
-        if going and not any(layer.captured is not None or layer.momentum is not None for layer in going):
+        if going and not any(layer.dense_gradient.is_there for layer in going):
             raise self._no_gradients(going[0])
         self._evolve(layers)
 
@@ -314,7 +314,7 @@ class Topology:
             method = layer.settings.method
             if method.uses_scores:
                 layer.geometry()
-            if method.needs_dense_gradients and not layer.has_gradients:
+            if method.needs_dense_gradients and not layer.dense_gradient.is_known:
                 raise self._no_gradients(layer)
 
     @staticmethod
