@@ -55,18 +55,18 @@ bench: $(VENV)/.installed  ## every benchmark, beside its baselines: three quart
 
 evidence: $(VENV)/.installed  ## CIFAR-10 at width 0.25: days on 2 cores, resumable; see docs/evidence.md
 	$(BIN)/chtconv compare experiments/screening.toml --jobs 2 --out runs/screening --results results/screening.jsonl
-	$(BIN)/chtconv compare experiments/confirmation.toml --jobs 2 --out runs/confirmation --results results/confirmation.jsonl
-	$(BIN)/chtconv compare experiments/confirmation-smoothing.toml --jobs 2 --out runs/confirmation-smoothing --results results/confirmation-smoothing.jsonl
-	$(BIN)/chtconv compare experiments/confirmation-paper.toml --jobs 2 --out runs/confirmation-paper --results results/confirmation-paper.jsonl
-	$(BIN)/chtconv compare experiments/confirmation-density.toml --jobs 2 --out runs/confirmation-density --results results/confirmation-density.jsonl
-	$(BIN)/chtconv compare experiments/confirmation-density-90.toml --jobs 2 --out runs/confirmation-density-90 --results results/confirmation-density-90.jsonl
-	$(BIN)/chtconv compare experiments/confirmation-model.toml --jobs 2 --out runs/confirmation-model --results results/confirmation-model.jsonl
+	$(BIN)/chtconv compare experiments/confirmation.toml --jobs 2 --optimizer-kernel fused --out runs/confirmation --results results/confirmation.jsonl
+	$(BIN)/chtconv compare experiments/confirmation-smoothing.toml --jobs 2 --optimizer-kernel fused --out runs/confirmation-smoothing --results results/confirmation-smoothing.jsonl
+	$(BIN)/chtconv compare experiments/confirmation-paper.toml --jobs 2 --optimizer-kernel fused --out runs/confirmation-paper --results results/confirmation-paper.jsonl
+	$(BIN)/chtconv compare experiments/confirmation-density.toml --jobs 2 --optimizer-kernel fused --out runs/confirmation-density --results results/confirmation-density.jsonl
+	$(BIN)/chtconv compare experiments/confirmation-density-90.toml --jobs 2 --optimizer-kernel fused --out runs/confirmation-density-90 --results results/confirmation-density-90.jsonl
+	$(BIN)/chtconv compare experiments/confirmation-model.toml --jobs 2 --optimizer-kernel fused --out runs/confirmation-model --results results/confirmation-model.jsonl
 	$(BIN)/python experiments/reach.py $(addprefix runs/confirmation,/ -smoothing -density -density-90 -model)
 	$(BIN)/python experiments/gradient.py
 
 tables: $(VENV)/.installed  ## the tables of the README and the docs, from results/
 	$(BIN)/python experiments/tables.py
 
-clean:  ## remove the environment, caches and runs
-	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/chtconv/sparse_compute/*.so
+clean:  ## remove the environment and caches; runs stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/chtconv/sparse_compute/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

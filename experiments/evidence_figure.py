@@ -22,6 +22,8 @@ def shown() -> list[dict[str, Any]]:
     """What the figure shows, from top to bottom: a heading or a difference each."""
     found: list[dict[str, Any]] = []
     for test in PREREGISTERED_TESTS.values():
+        if test.missing:
+            continue
         for sparsity in test.sparsities:
             here = [each for each in test.differences if each.sparsity == sparsity and each.paired.interval is not None]
             if not here:

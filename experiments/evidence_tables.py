@@ -31,7 +31,9 @@ def results(name: str, sparsity: float | None = None, pairs: int = 1) -> str:
 
 
 def preregistered_test(test: PreregisteredTest) -> str:
-    """Accuracies, and paired differences of the variant of the test to all others."""
+    """Accuracies, and paired differences of the variant of the test to all others; nothing before all runs are made."""
+    if test.missing:
+        return f"{test.missing} of its runs are still to be made; nothing is shown before."
     cells = {(test.called(row.variant), row.sparsity): accuracy(row.accuracy) for row in test.rows}
     for each in test.differences:
         difference = points(each.paired.difference, each.paired.interval)

@@ -1,12 +1,15 @@
 """The preregistered tests, fixed and committed before their runs: one variant against all others, paired by seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from layout import ROOT
 
-from chtconv.comparison.result import read_lines
+from chtconv.comparison.grid import grid_from, read_toml
+from chtconv.comparison.result import identity, read_lines
 from chtconv.comparison.rows import Row, rows
 from chtconv.comparison.statistics import Paired, holm, paired
 
@@ -47,9 +50,16 @@ class PreregisteredTest:
     @cached_property
     def rows(self) -> list[Row]:
         """All variants at the sparsities that the test is about."""
-        found = rows(line for name in self.files for line in read_lines(ROOT / "results" / name))
+        found = rows(self._lines())
         sparsities = {row.sparsity for row in found if row.variant == self.variant}
         return [row for row in found if row.sparsity in sparsities]
+
+    @cached_property
+    def missing(self) -> int:
+        """How many of its runs are still to be made: it counts once there are none."""
+        plans = [grid_from(read_toml(ROOT / "experiments" / f"{Path(name).stem}.toml")) for name in self.files]
+        there = [identity(line["config"]) for line in self._lines()]
+        return sum(identity(cell.config.to_dict()) not in there for plan in plans for cell in plan.cells())
 
     @property
     def sparsities(self) -> list[float]:
@@ -66,6 +76,10 @@ class PreregisteredTest:
             Difference(self.called(row.variant), row.sparsity, each, p)
             for row, each, p in zip(others, found, holm([each.p for each in found]), strict=True)
         ]
+
+    def _lines(self) -> Iterator[Mapping[str, Any]]:
+        files = [file for name in self.files if (file := ROOT / "results" / name).exists()]
+        return (line for file in files for line in read_lines(file))
 
     def called(self, variant: str) -> str:
         """A variant without the parts of its name that are left out."""
@@ -101,5 +115,11 @@ PREREGISTERED_TESTS = {
         "CHTs, density cubic, all windows",
         ["confirmation-density-90.jsonl"],
         _FALLING,
+    ),
+    "confirmation_model": PreregisteredTest(
+        "sparsity rises from 50 %, global pruning",
+        "CHTs, density cubic, allocation model, all windows, smoothing 0.5",
+        ["confirmation-model.jsonl"],
+        ("density cubic", "allocation model", "all windows"),
     ),
 }

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from chtconv.comparison.grid import grid_from, read_toml
+from chtconv.comparison.result import identity
+
 ROOT = Path(__file__).resolve().parent.parent
+PLANS = ROOT / "experiments"
 
 
 def test_the_table_of_stages_shows_shares(experiments, monkeypatch):
@@ -220,6 +224,28 @@ def test_the_tables_of_preregistered_tests_are_paired_tests(experiments, files):
             assert cells[name][sparsity] == f"{sum(values) / len(values):.2f} ± {stats.sem(values):.2f}"
 
 
+@pytest.mark.parametrize("files", TESTS)
+def test_the_runs_of_a_preregistered_test_are_those_of_its_file(experiments, files):
+    """Every run that was planned, once, and no other; with the fused optimizer, as the Makefile says."""
+    for file in files:
+        plan = [identity(cell.config.to_dict()) for cell in grid_from(read_toml(PLANS / f"{file}.toml")).cells()]
+        lines = [json.loads(text) for text in (ROOT / "results" / f"{file}.jsonl").read_text().splitlines()]
+        made = [identity(line["config"]) for line in lines]
+        assert len(made) == len(plan)
+        assert all(each in made for each in plan)
+        assert {line["config"]["optimizer_kernel"] for line in lines} == {"fused"}
+        assert f"compare experiments/{file}.toml --jobs 2 --optimizer-kernel fused" in (ROOT / "Makefile").read_text()
+
+
+def test_complete_preregistered_tests_are_tested_here_and_others_show_nothing(experiments):
+    found = experiments("preregistered").PREREGISTERED_TESTS
+    complete = {name for name, test in found.items() if not test.missing}
+    assert complete == {files[-1].replace("-", "_") for files in TESTS}
+    for name in found.keys() - complete:
+        text = experiments("evidence_tables").TABLES[name]()
+        assert text == f"{found[name].missing} of its runs are still to be made; nothing is shown before."
+
+
 def test_every_table_has_a_place_and_every_place_a_table(experiments):
     tables = experiments("tables")
     places = [name for page in tables.PAGES for name in re.findall(r"<!-- table: (.*?) -->", page.read_text())]
@@ -234,6 +260,7 @@ def test_the_figure_of_the_evidence_shows_the_differences_of_its_tables_and_know
 ):
     figure, tests = experiments("evidence_figure"), experiments("preregistered").PREREGISTERED_TESTS
     rows = [row for row in figure.shown() if "other" in row]
+    tests = {name: test for name, test in tests.items() if not test.missing}
     for name, test in tests.items():
         table = experiments("evidence_tables").TABLES[name]()
         for each in test.differences:

@@ -7,6 +7,7 @@ convolutions, takes 71, 62 and 60 % of what ``torch.save`` makes of it.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -87,20 +88,23 @@ def save_sparse(
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
-    """The state dict that :func:`save_sparse` wrote, bit for bit, on the CPU.
+    """The state dict that :func:`save_sparse` wrote, bit for bit, on the CPU; a zero off the mask is +0.
 
     Raises:
         ConfigurationError: a file that is damaged or was not written by :func:`save_sparse`.
     """
     names, masks, content = _read(path)
     state = {}
-    for name in names:
-        if name in masks:
-            values = content[_VALUES + name]
-            state[name] = torch.zeros(masks[name].shape, dtype=values.dtype, device="cpu")
-            state[name][masks[name]] = values
-        else:
-            state[name] = content[_DENSE + name]
+    try:
+        for name in names:
+            if name in masks:
+                values = content[_VALUES + name]
+                state[name] = torch.zeros(masks[name].shape, dtype=values.dtype, device="cpu")
+                state[name][masks[name]] = values
+            else:
+                state[name] = content[_DENSE + name]
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise ConfigurationError(f"{path} is damaged, though its hash fits: {error!r}.") from error
     return state
 
 
@@ -151,9 +155,17 @@ def _read(path: str | Path) -> tuple[list[str], dict[str, Tensor], dict[str, Ten
         )
     if metadata.get("hash") != _hash(content, metadata):
         raise ConfigurationError(f"{path} is damaged: its hash does not fit what it holds.")
-    masks = {}
-    for name, shape in json.loads(metadata["shapes"]).items():
-        size = int(np.prod(shape, dtype=np.int64))
-        bits = np.unpackbits(content[_BITS + name].numpy(), count=size)
-        masks[name] = torch.from_numpy(bits).bool().view(shape)
-    return json.loads(metadata["names"]), masks, content
+    try:
+        names, shapes = json.loads(metadata["names"]), json.loads(metadata["shapes"])
+        masks = {name: _unpacked(content[_BITS + name], shape) for name, shape in shapes.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is damaged, though its hash fits: {error!r}.") from error
+    return names, masks, content
+
+
+def _unpacked(bits: Tensor, shape: list[int]) -> Tensor:
+    size = math.prod(shape)
+    # Before memory is taken for what it claims to be.
+    if min(shape, default=0) < 0 or bits.dtype != torch.uint8 or bits.numel() != -(-size // 8):
+        raise ValueError(f"shape {shape} with {bits.numel()} bytes of {bits.dtype}")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=size)).bool().view(shape)

@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         """Refuse what this command does not know, with the nearest of its own options."""
         found, strange = super().parse_known_args(args, namespace)
         if strange:
-            self.error(_unknown_option(strange[0], list(self._option_string_actions), self.prog))
+            self.error(_unknown(strange[0], list(self._option_string_actions), self.prog))
         return found, strange
 
     def error(self, message: str) -> NoReturn:
@@ -116,7 +116,9 @@ def _warnings_in_a_line() -> Iterator[None]:
         yield
 
 
-def _unknown_option(word: str, known: Sequence[str], command: str) -> str:
+def _unknown(word: str, known: Sequence[str], command: str) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}: '{command} --help' says what is accepted."
     close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
     guess = f"did you mean {close[0]!r}?" if close else f"'{command} --help' lists them."
     return f"unknown option {word!r}: {guess}"

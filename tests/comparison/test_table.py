@@ -247,6 +247,23 @@ def test_baselines_are_the_plain_variants():
     ]
 
 
+def test_a_baseline_of_the_same_allocation_comes_before_the_plain_one():
+    moving = {"allocation": "layer"}
+    found = THREE + lines(SET, method="set", **moving) + lines(CHTS, method="chts", **moving)
+    pairs = pairs_of(tables(found)[0])
+    assert [pair for pair in pairs if pair[0].endswith("layer")] == [
+        ("SET, allocation layer", "SET", 0.95),
+        ("SET, allocation layer", "RigL", 0.95),
+        ("CHTs, allocation layer", "SET, allocation layer", 0.95),
+        ("CHTs, allocation layer", "RigL", 0.95),
+    ]
+    both = found + lines(RIGL, method="rigl", **moving)
+    pairs = [pair[:2] for pair in pairs_of(tables(both)[0])]
+    assert ("RigL, allocation layer", "SET, allocation layer") in pairs
+    assert ("SET, allocation layer", "RigL, allocation layer") not in pairs
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs)
+
+
 def test_without_a_plain_one_the_first_is_the_baseline():
     found = lines(SET, method="set", zeta=0.5) + lines(SET, method="set", zeta=0.1) + lines(CHTS, method="chts")
     assert pairs_of(tables(found)[0]) == [("SET, zeta 0.5", "SET, zeta 0.1", 0.95), ("CHTs", "SET, zeta 0.1", 0.95)]

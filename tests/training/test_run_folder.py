@@ -46,6 +46,12 @@ def stopped(after_one_epoch: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(after_one_epoch, tmp_path / "run"))
 
 
+def aside(run: Path, folder: Path) -> None:
+    """Puts a run where one waits that is being replaced."""
+    shutil.copytree(run, folder / ".replaced")
+    (folder / ".replaced" / "whole").touch()
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -103,11 +109,40 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_has_something_to_keep(sto
     assert not [path for path in stopped.iterdir() if path.is_dir()]
 
 
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("moves", range(9))
+def test_a_run_that_is_being_replaced_survives_whenever_that_is_interrupted(
+    moves: int, killed: bool, stopped: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ctrl-C, after which the folder is put in order, and by a kill, after which the next process does that."""
+    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file() and path.name != ".lock"}
+    replace, left = os.replace, [moves]
+
+    def interrupted(source: Any, target: Any) -> None:
+        if left[0] == 0:
+            left[0] = -1
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        if killed:
+            patch.setattr(RunFolder, "_settle", lambda self: None)
+        with pytest.raises((KeyboardInterrupt, TrainingDiverged)):
+            train(tiny.replace(lr=1e30, epochs=1), stopped, overwrite=True)
+    with pytest.raises((ConfigurationError, TrainingDiverged)):
+        train(tiny.replace(lr=1e30, epochs=1), stopped, overwrite=True)
+    after = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file() and path.name != ".lock"}
+    assert after == before
+    assert not [path for path in stopped.iterdir() if path.is_dir()]
+
+
 def test_a_run_that_a_killed_process_was_replacing_is_never_mixed_with_another(
     stopped: Path, whole: Path, tiny: Config
 ) -> None:
     """The folder of a run with a checkpoint, which was to replace a whole one."""
-    shutil.copytree(whole, stopped / ".replaced")
+    aside(whole, stopped)
     checkpoint = (stopped / "checkpoint.pt").read_bytes()
     with pytest.raises(TrainingDiverged):
         train(tiny.replace(lr=1e30, epochs=1), stopped, overwrite=True)
@@ -120,7 +155,7 @@ def test_a_killed_process_that_had_nothing_to_keep_yet_gives_the_run_back(
 ) -> None:
     for path in stopped.iterdir():
         path.unlink()
-    shutil.copytree(whole, stopped / ".replaced")
+    aside(whole, stopped)
     with pytest.raises(ConfigurationError, match="already holds a run"):
         train(tiny, stopped)
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == {

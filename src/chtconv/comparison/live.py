@@ -22,6 +22,7 @@ class View:
 
     def __init__(self, board: Board) -> None:
         self.board: Final = board
+        self._warnings: Final[set[str]] = set()
 
     def look(self, running: set[str]) -> None:
         """About a second has passed; cells with these names are being trained."""
@@ -33,6 +34,11 @@ class View:
         """A cell ended."""
         waited = self.board[cell].state == "waiting"
         self.board.ended(cell, outcome)
+        for message in outcome.warnings:
+            # Most are of all cells of a variant.
+            if message not in self._warnings:
+                self._warnings.add(message)
+                self.warned(cell, message)
         if not (waited and outcome.state == "stopped"):
             self.finished(cell, self.board[cell])
 
@@ -41,6 +47,9 @@ class View:
 
     def finished(self, cell: Cell, entry: Entry) -> None:
         """A cell is done or failed, or it was stopped while it ran."""
+
+    def warned(self, cell: Cell, message: str) -> None:
+        """A cell warned of something for the first time."""
 
     def refresh(self) -> None:
         """Show how far everything is."""
@@ -67,6 +76,10 @@ class Lines(View):
     def finished(self, cell: Cell, entry: Entry) -> None:
         """Print what came of it."""
         self._print(end_line(cell, entry))
+
+    def warned(self, cell: Cell, message: str) -> None:
+        """Print what it warned of."""
+        self._print(f"{label(cell)}: warning: {message}")
 
     def refresh(self) -> None:
         """Print a line, if the last one is a minute old."""
@@ -108,6 +121,12 @@ class Live(View):
             # A style of the call would colour the table too, which is drawn again below.
             self._screen.console.print(Text(end_line(cell, entry), style="red"))
 
+    def warned(self, cell: Cell, message: str) -> None:
+        """Print what it warned of."""
+        from rich.text import Text
+
+        self._screen.console.print(Text(f"{label(cell)}: warning: {message}", style="yellow"))
+
     def refresh(self) -> None:
         """Draw the table again."""
         self._screen.refresh()
@@ -143,7 +162,8 @@ def end_line(cell: Cell, entry: Entry) -> str:
     SET 90% seed 14: failed: the disk is full
     """
     if entry.state == "done" and entry.accuracy is not None:
-        return f"{label(cell)}: {entry.accuracy:.2%} after {entry.done} epochs, {duration(entry.seconds)}"
+        epochs = f"{entry.done} epoch{'s' * (entry.done != 1)}"
+        return f"{label(cell)}: {entry.accuracy:.2%} after {epochs}, {duration(entry.seconds)}"
     return f"{label(cell)}: {entry.state}" + (f": {entry.reason}" if entry.reason else "")
 
 

@@ -43,16 +43,23 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: done, stopped (it can go on from its last whole epoch), or failed, with the reason."""
+    """What became of a cell: done, stopped (it can go on from its last whole epoch), or failed.
+
+    Attributes:
+        state: which of them.
+        reason: why, where it is not done.
+        warnings: what this package warned of meanwhile.
+    """
 
     state: State
     reason: str = ""
+    warnings: tuple[str, ...] = ()
 
     def to_line(self) -> str:
         """One line of JSON.
 
         >>> Outcome.from_line(Outcome("failed", "the disk is full").to_line())
-        Outcome(state='failed', reason='the disk is full')
+        Outcome(state='failed', reason='the disk is full', warnings=())
         """
         return json.dumps(dataclasses.asdict(self)) + "\n"
 
@@ -64,6 +71,7 @@ class Outcome:
             ValueError: if it did not.
         """
         try:
-            return cls(**json.loads(line))
+            found = cls(**json.loads(line))
+            return dataclasses.replace(found, warnings=tuple(found.warnings))
         except TypeError as error:
             raise ValueError(f"no outcome: {line!r}") from error

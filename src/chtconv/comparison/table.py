@@ -60,10 +60,11 @@ def tables(lines: Iterable[Mapping[str, Any]]) -> list[Table]:
     """The tables of these result lines; test and validation accuracies, data sets and recipes never mix.
 
     Every p value is adjusted (Holm) for all comparisons of its metric in ``lines``: those of all data sets, recipes
-    and sparsities are one family. Baselines are the plain SET and RigL of the same sparsity. A variant whose links are
-    distributed over the layers otherwise, or whose density changes during training, is compared only with SET, RigL or
-    GraNet of the same distribution and schedule, since the others have other FLOPs. Link prediction is compared with
-    those controls, too, that have the same allocation and windows.
+    and sparsities are one family. Baselines are SET and RigL of the same sparsity and allocation, or the plain ones
+    where there are none of that. A variant whose links are distributed over the layers otherwise, or whose density
+    changes during training, is compared only with SET, RigL or GraNet of the same distribution and schedule, since the
+    others have other FLOPs. Link prediction is compared with those controls, too, that have the same allocation and
+    windows.
 
     Raises:
         ConfigurationError: for a line with images held out that lacks its accuracy on them, or lines of different data
@@ -93,15 +94,26 @@ def comparisons(block: Sequence[Row]) -> Iterator[Comparison]:
 def _baselines(row: Row, block: Sequence[Row]) -> Iterator[Row]:
     for method in BASELINES:
         baseline = _baseline(row, method, block)
+        if baseline is None or baseline is row:
+            continue
         # Each pair of baselines once: SET beside RigL is RigL beside SET.
-        if baseline is None or (row is _baseline(row, row.method, block) and _rank(row) <= _rank(baseline)):
+        if row is _baseline(baseline, row.method, block) and _rank(row) <= _rank(baseline):
             continue
         yield baseline
 
 
 def _baseline(row: Row, method: str, block: Sequence[Row]) -> Row | None:
-    """The first variant of a method, the plain one where there is one, of the row's sparsity and number of links."""
-    return next((each for each in _near(row, block) if each.method == method), None)
+    """The variant of a method that a row is compared with: of its sparsity, number of links and allocation.
+
+    Without one of that allocation, and beside its own method, it is the first one: the plain one, where there is that.
+    """
+    near = [each for each in _near(row, block) if each.method == method]
+    alike = [each for each in near if method != row.method and _allocation(each) == _allocation(row)]
+    return next(iter([*alike, *near]), None)
+
+
+def _allocation(row: Row) -> str | None:
+    return allocation_of(row.config) if row.method in METHODS else None
 
 
 def _controls(row: Row, block: Sequence[Row]) -> Iterator[Row]:
@@ -144,7 +156,8 @@ def _table(block: Sequence[Row], blocks: Sequence[Sequence[Row]]) -> Table:
     dataset = config["dataset"]
     others = [each[0].config for each in blocks if (each[0].config["dataset"], each[0].metric) == (dataset, metric)]
     names = [name for name in SHARED if name not in _IN_TITLE and any(one[name] != config[name] for one in others)]
-    title = f"{TITLES.get(dataset, dataset)}, {config['model']} at width {config['width']:g}, {config['epochs']} epochs"
+    epochs = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}"
+    title = f"{TITLES.get(dataset, dataset)}, {config['model']} at width {config['width']:g}, {epochs}"
     if config["validation"]:
         title += f", {config['validation']:,} images held out"
     apart = words({name: config[name] for name in names})

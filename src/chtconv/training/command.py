@@ -54,7 +54,7 @@ def train_command(options: argparse.Namespace, words: list[str]) -> int:
     try:
         summary = train(config, out, resume=options.resume, overwrite=options.overwrite, progress=progress)
     except KeyboardInterrupt:
-        if folder.has_checkpoint() and folder.stored_config() == config:
+        if folder.has_checkpoint() and folder.is_of(config):
             message = f"the last whole epoch is kept. To go on:\n  {resume_command(words)}"
         else:
             message = "not one epoch was complete, so nothing was kept"

@@ -31,9 +31,11 @@ class Data:
     """Which images, how many at a time, and what is done to them."""
 
     dataset: str = text("digits (embedded), a data set of the Hugging Face hub, or a folder").field("digits")
-    image_size: int = whole("height and width of the images in pixels", 32).field(32)
-    validation: int = whole("training images held out to choose an epoch by", 0).field(0)
-    batch_size: int = whole("images a step", 1).field(64)
+    image_size: int = whole("height and width of the images in pixels", 32, 2**14).field(32)
+    validation: int = whole(
+        "training images held out, drawn by the seed: to choose an epoch by, in a comparison to screen on", 0
+    ).field(0)
+    batch_size: int = whole("images a step", 1, 2**24).field(64)
     flip: bool = switch("mirror half of the training images").field(False)
     crop: int = whole("shift training images by up to so many pixels", 0).field(2)
 
@@ -43,9 +45,9 @@ class Network:
     """Which network, and how large."""
 
     model: str = choice("which network", lambda: MODELS).field("vgg16")
-    width: float = positive("multiplies the channels of every convolution").field(0.25)
+    width: float = positive("multiplies the channels of every convolution", most=1000).field(0.25)
     head: int | None = whole(
-        "neurons of each hidden layer of the perceptron of a VGG; none is 4096 x width", 1, optional=True
+        "neurons of each hidden layer of the perceptron of a VGG; none is 4096 x width", 1, 2**24, optional=True
     ).field(None)
     dropout: float = share("share of the perceptron's neurons dropped in training", least=0).field(0.5)
 
@@ -119,7 +121,7 @@ class Optimisation:
 class Machine:
     """The seed, and what the run is computed on."""
 
-    seed: int = whole("seed of weights, masks, data order, dropout and evolution", 0).field(0)
+    seed: int = whole("seed of weights, masks, images held out, data order, dropout and evolution", 0).field(0)
     device: str = choice("auto takes a GPU where there is one", lambda: DEVICES).field("auto")
     precision: str = choice("of the forward and backward pass; weights stay float32", lambda: PRECISIONS).field(
         "float32"
@@ -131,7 +133,9 @@ class Machine:
     optimizer_kernel: str = choice(
         "fused makes one pass over the weights and rounds otherwise; auto is that on a GPU", lambda: OPTIMIZER_KERNELS
     ).field("auto")
-    threads: int | None = whole("CPU threads; none is torch's own number", 1, 1024, optional=True).field(None)
+    threads: int | None = whole(
+        "CPU threads; none is torch's own number, in a comparison the cores shared out", 1, 1024, optional=True
+    ).field(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +165,12 @@ class Config:
         if self.data.crop >= self.data.image_size:
             size = self.data.image_size
             raise ConfigurationError(f"crop={self.data.crop}: accepted is less than image_size, {size} pixels.")
+        each = self.optimisation
+        if each.schedule != "constant" and each.decay_end * each.epochs < min(each.warmup_epochs, each.epochs):
+            raise ConfigurationError(
+                f"decay_end={each.decay_end:g}: the rate would have fallen after {each.decay_end * each.epochs:g} "
+                f"epochs, before it has risen; accepted is an end after warmup_epochs, {each.warmup_epochs:g}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All values by name, without sections; JSON can hold them."""

@@ -40,6 +40,8 @@ SUMMARY: Final = "summary.json"
 FILES: Final = (CONFIG, METRICS, EVOLUTION, CHECKPOINT, MODEL, MASKS, SUMMARY)
 
 Rows: TypeAlias = list[dict[str, Any]]
+# In the folder of a run that is being replaced: all of it is there.
+_WHOLE: Final = "whole"
 
 
 class RunFolder:
@@ -123,9 +125,10 @@ class RunFolder:
                 if overwrite or not self.holds_run():
                     self._settle()  # a process that was killed while it replaced a run could not
                 self.check(config, resume=resume, overwrite=overwrite)
-                if overwrite:
-                    self._move(self.path, self._aside)
                 try:
+                    if overwrite:
+                        self._move(self.path, self._aside)
+                        (self._aside / _WHOLE).touch()
                     write_json(self.path / CONFIG, config.to_dict())
                     yield
                 finally:
@@ -142,10 +145,19 @@ class RunFolder:
 
     def _settle(self) -> None:
         """Keep the run that is here if there is something to keep; otherwise the one that it was to replace."""
-        if not self.has_checkpoint() and not self.is_complete():
+        whole = self._aside / _WHOLE
+        if self._aside.is_dir() and not whole.exists():
+            self._move(self._aside, self.path)  # it was cut short on its way there, or back
+        elif not self.has_checkpoint() and not self.is_complete():
             self.remove(*FILES)
+            whole.unlink(missing_ok=True)
             self._move(self._aside, self.path)
-        shutil.rmtree(self._aside, ignore_errors=True)
+        # Under another name at once: what is left of it may not be taken for a run that was cut short.
+        gone = self.path / ".discarded"
+        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self._aside, gone)
+        shutil.rmtree(gone, ignore_errors=True)
         remove_partial(self.path)
 
     def _move(self, source: Path, target: Path) -> None:
@@ -210,15 +222,19 @@ class RunFolder:
             raise StorageError(f"cannot make the folder {self.path}: {error.strerror}") from error
         return absent
 
+    def is_of(self, config: Config) -> bool:
+        """Whether the run that is kept here has this configuration, wherever its data set lies now."""
+        try:
+            return not _differences(config, self.stored_config())
+        except ConfigurationError:
+            return False
+
     def _check_same(self, config: Config) -> None:
         try:
             stored = self.stored_config()
         except ConfigurationError as error:
             raise ConfigurationError(f"{error}; without {self.path} the run starts anew") from error
-        differences = config.differences(stored)
-        if dataset_name(config.data.dataset) == dataset_name(stored.data.dataset):
-            differences.pop("dataset", None)  # it may have moved; the checkpoint knows its labels
-        if differences:
+        if differences := _differences(config, stored):
             words = ", ".join(f"{name} {mine!r} instead of {stored!r}" for name, (mine, stored) in differences.items())
             raise ConfigurationError(f"the run in {self.path} was started with another configuration: {words}")
 
@@ -231,6 +247,14 @@ class RunFolder:
         if not isinstance(value, dict):
             raise ConfigurationError(f"{path} holds no table of names and values")
         return value
+
+
+def _differences(config: Config, stored: Config) -> dict[str, tuple[Any, Any]]:
+    """The values in which a configuration differs from that of a run which it may go on with."""
+    differences = config.differences(stored)
+    if dataset_name(config.data.dataset) == dataset_name(stored.data.dataset):
+        differences.pop("dataset", None)  # it may have moved; the checkpoint knows its labels
+    return differences
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:

@@ -14,6 +14,8 @@ _PARSERS: Final[dict[Kind, Callable[[str], object]]] = {
 }  # fmt: skip
 _WORDS: Final[dict[Kind, str]] = {"text": "text", "whole": "a whole number", "real": "a number", "switch": "yes or no"}
 
+_FINITE: Final = 3e38  # what float32 holds
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -111,14 +113,16 @@ def whole(help: str, least: int, most: float = math.inf, *, optional: bool = Fal
     return Setting(help, "whole", words, lambda value: least <= value <= most, optional=optional)
 
 
-def positive(help: str) -> Setting:
+def positive(help: str, least: float = 1e-30, most: float = _FINITE) -> Setting:
     """A finite number above zero."""
-    return Setting(help, "real", "above 0", lambda value: math.isfinite(value) and value > 0)
+    words = "above 0" if most == _FINITE else f"above 0 and at most {most:g}"
+    return Setting(help, "real", words, lambda value: least <= value <= most)
 
 
 def nonnegative(help: str, *, optional: bool = False) -> Setting:
     """A finite number, zero or above."""
-    return Setting(help, "real", "at least 0", lambda value: math.isfinite(value) and value >= 0, optional=optional)
+    # Not math.isfinite, which an integer of TOML may be too long for.
+    return Setting(help, "real", "at least 0", lambda value: 0 <= value <= _FINITE, optional=optional)
 
 
 def share(help: str, *, least: float | None = None, whole_too: bool = False, optional: bool = False) -> Setting:
