@@ -5,6 +5,7 @@ A few loops in C (peak.c) are compiled by the C compiler at hand ($CC, else cc) 
 
 import ctypes
 import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -65,7 +66,8 @@ def _compiled(folder: Path) -> ctypes.CDLL:
     source, library = Path(__file__).with_name("peak.c"), folder / "peak.so"
     options = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
     try:
-        subprocess.run([os.environ.get("CC", "cc"), *options, "-o", str(library), str(source)], check=True)
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        subprocess.run([*compiler, *options, "-o", str(library), str(source)], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"the limits of the processor are measured in C, and there is no compiler: {error}") from error
     loaded = ctypes.CDLL(str(library))

@@ -14,6 +14,7 @@ from support import small_network, sparse, train
 from torch import nn
 
 import chtconv
+from chtconv import checkpoint
 from chtconv.checkpoint import load_masks, load_sparse, save_sparse
 from chtconv.errors import ConfigurationError
 from chtconv.models import build_model
@@ -262,3 +263,43 @@ def test_states_of_torch_distributed_checkpoint(order):
     train(other, others_optimizer, 2, seed=1)
     assert others_topology.step_count == 5
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def without(name):
+    def change(content, metadata):
+        content.pop(name, None)
+        metadata.pop(name, None)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("shapes"),
+        without("names"),
+        without("bits:0.weight"),
+        without("values:0.weight"),
+        lambda content, metadata: metadata.update(shapes="{"),
+        lambda content, metadata: metadata.update(shapes='["0.weight"]'),
+        lambda content, metadata: metadata.update(shapes='{"0.weight": 3}'),
+        lambda content, metadata: metadata.update(shapes='{"0.weight": [-1]}'),
+        lambda content, metadata: metadata.update(shapes='{"0.weight": ["a"]}'),
+        lambda content, metadata: metadata.update(shapes='{"0.weight": [1000000000000]}'),
+        lambda content, metadata: metadata.update(names="[[1]]"),
+        lambda content, metadata: content.update({"values:0.weight": torch.ones(1)}),
+    ],
+)
+def test_a_file_that_was_made_to_harm_is_refused_whatever_its_hash(change, tmp_path):
+    path = tmp_path / "file"
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    mask = torch.rand(4, 3, 3, 3) < 0.5
+    model[0].weight.data.mul_(mask)
+    save_sparse(model, {"0.weight": mask}, path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata, content = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    change(content, metadata)
+    metadata["hash"] = checkpoint._hash(content, metadata)
+    safetensors.torch.save_file(content, path, metadata)
+    with pytest.raises(ConfigurationError, match="file is damaged"):
+        load_sparse(path)

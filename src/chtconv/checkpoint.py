@@ -99,11 +99,13 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         for name in names:
             if name in masks:
                 values = content[_VALUES + name]
+                if values.shape != (int(masks[name].sum()),):
+                    raise ValueError(f"{name}: {list(values.shape)} values of {int(masks[name].sum())} links")
                 state[name] = torch.zeros(masks[name].shape, dtype=values.dtype, device="cpu")
                 state[name][masks[name]] = values
             else:
                 state[name] = content[_DENSE + name]
-    except (KeyError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path} is damaged, though its hash fits: {error!r}.") from error
     return state
 

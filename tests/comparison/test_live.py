@@ -236,3 +236,14 @@ def test_metrics_that_cannot_be_read_end_no_session(tmp_path: Path, content: Any
     board = Board([cell], tmp_path)
     board.look({cell.name})
     assert board[cell].state == "running"
+
+
+@pytest.mark.parametrize("view", [Lines, Live])
+def test_a_warning_of_runs_is_shown_once(view: Any, tmp_path: Path) -> None:
+    cells = grid(["SET", "CHTs"], [0.9], [14])
+    screen = io.StringIO()
+    with view(Board(cells, tmp_path), screen) as shown:
+        for cell in cells:
+            shown.ended(cell, Outcome("failed", "no reason", ("every score is 0",)))
+    assert screen.getvalue().count("warning: every score is 0") == 1
+    assert "SET 90% seed 14: warning" in screen.getvalue()

@@ -330,3 +330,29 @@ def test_a_begun_run_does_not_go_on_on_other_images_of_the_same_name(tmp_path: P
     assert outcome.state == "failed"
     assert "does not fit the run: it was computed on other images" in outcome.reason
     assert epochs_kept(tmp_path / "cell") == 1
+
+
+def test_a_run_keeps_the_threads_that_it_was_begun_with_where_none_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number of them would give sums other bits."""
+    config = TINY.replace(epochs=2, threads=None).to_dict()
+    ends = []
+    for name, later in (("straight", 1), ("elsewhere", 2)):
+        run = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda run=run: 1000.0 * epochs_kept(run))
+            assert worker.train_cell(Task(str(run), config, deadline=500.0, threads=1)).state == "stopped"
+        assert worker.train_cell(Task(str(run), config, threads=later)).state == "done"
+        assert json.loads((run / "config.json").read_text())["threads"] == 1
+        ends.append((run / "model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+def test_what_a_run_warns_of_is_told(tmp_path: Path) -> None:
+    config = TINY.replace(epochs=1, method="chts", layers="classifier.*").to_dict()
+    outcome = run_cell(Task(str(tmp_path / "cell"), config))
+    assert outcome.state == "done"
+    (warning,) = outcome.warnings
+    assert "no path of length 3" in warning
+    assert Outcome.from_line(outcome.to_line()) == outcome

@@ -98,6 +98,8 @@ def test_a_damaged_file_is_said_or_done_without(name: str, content: bytes, set_r
     (run,) = read(set_run)[0].runs
     assert run.state in ("done", "unreadable", "stopped")
     assert name in run.reason or run.state == "done" or (name, content) == ("summary.json", b"{}\n")
+    if name.endswith(".jsonl") and content in (b"{", b"[]\n", b"\xff\xfe"):
+        assert name in run.reason
 
 
 def test_a_lock_whose_process_is_gone_is_a_run_that_stopped(set_run: Path) -> None:

@@ -599,3 +599,15 @@ def test_nothing_is_kept_alive():
     gc.collect()
     assert kept() is None
     assert_agree(expected, model(batch()))
+
+
+def test_a_bias_of_another_shape_is_left_to_torch():
+    """Which refuses it; the kernels would read beyond its end."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    topology = chtconv.sparsify(model, torch.optim.SGD(model.parameters()), sparsity=0.9)
+    chtconv.accelerate(model, topology, backend="sparse")
+    images = torch.randn(16, 3, 8, 8)
+    model(images)
+    model[0].bias.data = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="bias"):
+        model(images)

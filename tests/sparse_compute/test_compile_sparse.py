@@ -735,6 +735,10 @@ HOSTILE = {
     "missing tensor": (changed("linear", weight={"tensor": "x", "type": "float32"}), "tensor 'x' is missing"),
     "unknown type": (changed("linear", weight={"tensor": "x", "type": "object"}), "tensor 'x' is missing|unknown type"),
     "stride of three": (changed("conv2d", stride=[1, 1, 1]), r"stride=\[1, 1, 1\]; accepted are one number, or 2"),
+    "stride of three, as a tuple": (
+        changed("conv2d", stride={"tuple": [1, 1, 2]}),
+        r"stride=\(1, 1, 2\); accepted are one number, or 2",
+    ),
     "stride of zero": (changed("conv2d", stride=0), "stride=0; accepted is whole numbers above 0"),
     "negative padding": (changed("conv2d", padding=[-1, 0]), r"padding=\[-1, 0\]; accepted is whole numbers from 0"),
     "groups": (changed("conv2d", groups=3), "a weight of shape .* in 3 groups; accepted are 4 axes"),
@@ -874,3 +878,26 @@ def test_damaged_tensors_with_a_right_hash_never_crash(tmp_path_factory, whole, 
         return
     for batch in (1, 8):
         assert loaded(torch.randn(batch, 3, 6, 6)).shape == (batch, 5)
+
+
+class Named(nn.Module):
+    """Results with names, and a tuple of two activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        best, halves = y.max(1), self.b(y).chunk(2, 1)
+        return best.values + y.topk(3, 1).values.sum(1) + halves[0].sum(1) * best.indices
+
+
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_results_with_names_keep_them(backend):
+    model, images = Named().eval(), torch.randn(16, 3, 6, 6)
+    with torch.no_grad():
+        model.a.weight.mul_(torch.rand_like(model.a.weight) < 0.3)
+        model.b.weight.mul_(torch.rand_like(model.b.weight) < 0.3)
+        expected = model(images)
+    torch.testing.assert_close(compile_sparse(model, backend=backend)(images), expected, rtol=1e-4, atol=1e-4)

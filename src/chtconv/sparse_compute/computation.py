@@ -185,6 +185,9 @@ def _obstacle(module: nn.Conv2d, input: Tensor, weight: Tensor) -> str:
         torch.is_autocast_enabled("cpu") and weight.dtype is torch.float32 and input.dtype.itemsize == 2
     ):
         return f"its weight is {weight.dtype}, its input {input.dtype}"
+    bias = module.bias
+    if bias is not None and (bias.dtype, bias.device, *bias.shape) != (weight.dtype, weight.device, len(weight)):
+        return f"its bias is {bias.dtype} of shape {tuple(bias.shape)}"
     if input.dim() != 4 or not input.numel() or input.shape[1] != module.in_channels or module.padding_mode != "zeros":
         return f"its input is of shape {tuple(input.shape)}"
     return "the call is traced, transformed or observed" if observed() else ""

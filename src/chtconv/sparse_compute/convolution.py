@@ -38,7 +38,7 @@ def sparse_conv2d(
         bias: [O], or None.
         links: the active ones.
         stride: of rows and columns, like ``dilation``.
-        padding: zeros above and below, and at both sides; or ``"same"``, ``"valid"``.
+        padding: zeros above and below, and at both sides; or ``"valid"`` or, with a stride of 1, ``"same"``.
         dilation: distance of the positions of the window.
         groups: of channels.
         dense_gradient: whether the gradient of ``weight`` is wanted off the links too; it is then computed densely.
@@ -49,7 +49,8 @@ def sparse_conv2d(
         ``x``, ``weight`` (zero off the links) and ``bias``.
 
     Raises:
-        ConfigurationError: tensors that do not fit each other or the links; or there are no compiled kernels.
+        ConfigurationError: tensors that do not fit each other or the links, another stride, padding or dilation; or
+            there are no compiled kernels.
 
     Example:
         >>> mask = torch.rand(4, 3, 3, 3) < 0.2
@@ -133,6 +134,9 @@ def _geometry(
         raise ConfigurationError(
             f"input of shape {list(x.shape)}: accepted is [N, {shape[1] * groups}, H, W] with N of at least 1."
         )
+    if bias is not None and tuple(bias.shape) != shape[:1]:
+        raise ConfigurationError(f"bias of shape {list(bias.shape)}: accepted is [{shape[0]}].")
+    _check_window(stride, padding, dilation)
     geometry = Geometry.of(x, shape[2:], stride, padding, dilation)
     if min(geometry.out_size) < 1:
         raise ConfigurationError(
@@ -140,6 +144,15 @@ def _geometry(
             "does not fit into it, padded."
         )
     return geometry
+
+
+def _check_window(stride: Pair, padding: str | Sequence[int], dilation: Pair) -> None:
+    for name, value, least in (("stride", stride, 1), ("dilation", dilation, 1), ("padding", padding, 0)):
+        words = ("valid", "same") if name == "padding" and tuple(stride) == (1, 1) else ("valid",)
+        named = name == "padding" and value in words
+        if not named and (isinstance(value, str) or len(value) != 2 or min(value) < least):
+            also = f", or {' or '.join(map(repr, words))} with this stride" if name == "padding" else ""
+            raise ConfigurationError(f"{name}={value!r}: accepted are two whole numbers of at least {least}{also}.")
 
 
 def _in_memory(x: Tensor, geometry: Geometry) -> Tensor:

@@ -109,11 +109,11 @@ class Operation(nn.Module):
         given = {**self._called_with, **self._buffers}  # torch 2.6 does not trace the union of dictionaries
         for key, number in self._results.items():
             given[key] = values[number]
+        opaque = self.op == OPAQUE
         for key, each in self._changing.items():
-            given[key] = mapped(each, lambda leaf: values[leaf.number] if isinstance(leaf, Result) else leaf)
-        if self.op == OPAQUE:
-            args, kwargs = mapped((given["args"], given["kwargs"]), _ordinary)
-            return self.function(*args, **kwargs)
+            given[key] = mapped(each, lambda leaf: _given(leaf, values, opaque))
+        if opaque:
+            return self.function(*given["args"], **given["kwargs"])
         result = self.function(**given)
         return result.relu_() if self._settings.get("rectify") else result
 
@@ -130,7 +130,17 @@ def _has_results(value: Any) -> bool:
     return bool(found)
 
 
+def _given(leaf: Any, values: list[Any], opaque: bool) -> Any:
+    """What stands for a leaf of an argument; functions that nobody here knows are given ordinary tensors."""
+    if not isinstance(leaf, Result):
+        return leaf
+    return _ordinary(values[leaf.number]) if opaque else values[leaf.number]
+
+
 def _ordinary(value: Any) -> Any:
+    # Tuples with names, as torch.max returns them, are of ordinary tensors already, and stay what they are.
+    if type(value) in (tuple, list):
+        return type(value)(map(_ordinary, value))
     return to_dense(value) if isinstance(value, Blocked) else value
 
 

@@ -31,9 +31,10 @@ _CONSIDERED: Final = {"conv2d": 0.3, "linear": 0.8}
 class SparseModel(nn.Module):
     """A compiled model; made by :func:`compile_sparse` and :func:`load_compiled`.
 
-    It takes the inputs of the model that it was made of and returns the same, up to rounding, on the CPU and outside of
-    autograd. It has no parameters and no training mode: ``train()`` leaves it as it is. Where convolutions are sparse,
-    ``torch.jit.trace``, ``torch.export``, ``torch.func`` and modes that observe operations are refused.
+    It takes the inputs of the model that it was made of, by position, and returns the same, up to rounding, on the CPU
+    and outside of autograd. It has no parameters and no training mode: ``train()`` leaves it as it is. Where
+    convolutions are sparse, ``torch.jit.trace``, ``torch.export``, ``torch.func`` and modes that observe operations are
+    refused.
 
     Attributes:
         operations: what is computed, in order.

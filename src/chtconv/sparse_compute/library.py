@@ -135,7 +135,8 @@ def library() -> Library | None:
         return None
     path = os.environ.get("CHTCONV_LIBRARY") or Path(__file__).with_name("_native.so")
     try:
-        return Library(Path(path))
+        # Of a name without a folder the system would look into its own.
+        return Library(Path(path).resolve())
     except OSError as reason:
         warnings.warn(
             f"there are no compiled kernels, and sparse convolutions run as dense ones: {reason}. docs/building.md of "

@@ -316,7 +316,7 @@ def _wrong_shape(step: Step) -> str:
     groups = step.args.get("groups", 1)
     for name in ("stride", "padding", "output_padding", "dilation"):
         value = step.args.get(name)
-        if isinstance(value, list) and len(value) not in (1, axes - 2):
+        if isinstance(value, (list, tuple)) and len(value) not in (1, axes - 2):
             return f"{name}={value}; accepted are one number, or {axes - 2}"
     # Of a transposed convolution, the first axis has the inputs.
     if len(shape) != axes or 0 in shape or shape[0] % groups:

@@ -206,7 +206,8 @@ class Tuner:
         chain = self._chain(training)
         apart = [name in self._apart for name, _ in chain]
         chosen = dict(zip(chain, cheapest([self.measured[each] for each in chain], apart), strict=True))
-        for each, found in self.measured.items():
+        # A copy: another thread may be measuring.
+        for each, found in list(self.measured.items()):
             name, case = each
             if case.training is training and (each in chosen or each not in self.choices):
                 choice = chosen[each] if each in chosen else cheapest([found])[0]
@@ -215,7 +216,7 @@ class Tuner:
                 self.choices[each] = choice
 
     def _chain(self, training: bool) -> list[tuple[str, Case]]:
-        last = self._last[training].items()
+        last = list(self._last[training].items())
         return [(name, case) for name, case in last if not case.alone and (name, case) in self.measured]
 
     def _review(self, training: bool) -> bool:
