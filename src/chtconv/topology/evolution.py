@@ -19,7 +19,7 @@ from chtconv.enforcement.sharding import gathered, local, whole
 from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.errors import ConfigurationError, RuleError
 from chtconv.layers.chains import Link, remove_dead
-from chtconv.layers.matrix import by_channel, from_channels, groups_of
+from chtconv.layers.matrix import by_channel, from_channels, groups_of, matrix_shape
 from chtconv.methods import Method
 from chtconv.methods.redistribution import redistribute
 from chtconv.methods.regrowth import PRIOR, REGROWTHS, choose, shared_out, smoothed, usual_shares
@@ -109,9 +109,10 @@ def _plan(
         targets |= _pruned_together(together, generators[next(iter(together))])
     plan = {}
     for layer, target in targets.items():
-        # A row of links only has nothing to exchange them for.
-        full = min(layer.links, target) == _rows(layer.matrix(layer.mask), layer).shape[1]
-        fixed = layer.settings.method.regrowth is None or layer.stopped or full
+        kernel = layer.settings.allocation == "kernel"
+        positions = matrix_shape(layer.module)[1] if kernel else layer.weight.numel()
+        # A row without a free position has nothing to exchange its links for.
+        fixed = layer.settings.method.regrowth is None or layer.stopped or min(layer.links, target) == positions
         plan[layer] = target, 0.0 if fixed else zeta * min(layer.links, target)
     return plan | _moved(layers, zeta)
 
