@@ -611,3 +611,35 @@ def test_a_bias_of_another_shape_is_left_to_torch():
     model[0].bias.data = torch.zeros(1)
     with pytest.raises(RuntimeError, match="bias"):
         model(images)
+
+
+def test_what_somebody_writes_off_the_mask_counts_until_the_next_step():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = chtconv.sparsify(model, optimizer, sparsity=0.9)
+    chtconv.accelerate(model, topology, backend="sparse")
+    images = torch.randn(16, 3, 8, 8)
+
+    def step():
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+
+    def right():
+        with torch.no_grad():
+            expected = nn.functional.conv2d(images, model[0].weight, model[0].bias)
+            return torch.allclose(model(images), expected, atol=1e-4)
+
+    assert right()
+    step()
+    assert right()
+    assert next(iter(backends(topology).values())).kind == "sparse"
+    nn.init.kaiming_normal_(model[0].weight)
+    assert model[0].weight.count_nonzero() == model[0].weight.numel()
+    assert right()
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    assert right()
+    step()
+    assert model[0].weight.count_nonzero() < model[0].weight.numel() / 2
+    assert right()

@@ -178,13 +178,19 @@ class SparseLayer:
         self.bits = matching(self.bits, part)
         apply_bits(part, self.bits)
 
+    @property
+    def written(self) -> int | None:
+        """The version of the weight where somebody has written into it since its optimizer has stepped, else None."""
+        version = self.weight._version
+        return None if version == self._left_at else version
+
     def stepped(self) -> None:
         """After an optimizer has stepped: the weight is as training has left it."""
         self._left_at = self.weight._version
 
     def mask_if_written(self) -> None:
         """Before a step: masks a weight that somebody wrote into since the last one, as in a new initialisation."""
-        if self.weight._version != self._left_at:
+        if self.written is not None:
             self.mask_weight()
             self.version += 1
 

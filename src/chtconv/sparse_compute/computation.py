@@ -45,7 +45,8 @@ class Computation:
         # Weakly: a model keeps its topology alive no more than hooks do.
         self._layer = weakref.ref(layer)
         self._shape = _shape(cast(nn.Conv2d, layer.module))
-        self._version = -1
+        self._seen: tuple[int, int | None] = -1, None
+        self._of_mask: Links | None = None
         self._links: Links | None = None
         self._cases: dict[tuple[Any, ...], Case] = {}
         BY_NUMBER[self.number] = self
@@ -112,13 +113,15 @@ class Computation:
                 layer.module.__dict__[IN_GRAPHS] = kept
 
     def _current(self, layer: SparseLayer) -> Links | None:
-        if self._version != layer.version:
-            # Once for every mask and after every loading: what was written off the mask counts until it is cut.
-            version, weight = layer.version, layer.weight
-            fits = is_zero_off_mask(weight, matching(layer.bits, weight))
-            self._links = Links.of(layer.mask, cast(nn.Conv2d, layer.module).groups) if fits else None
+        # Once for every mask and after every write: what was written off the mask counts until it is cut.
+        seen = layer.version, layer.written
+        if self._seen != seen:
+            weight = layer.weight
+            if self._of_mask is None or self._seen[0] != seen[0]:
+                self._of_mask = Links.of(layer.mask, cast(nn.Conv2d, layer.module).groups)
+            self._links = self._of_mask if is_zero_off_mask(weight, matching(layer.bits, weight)) else None
             # Last, lest another thread takes the old links for those of this version.
-            self._version = version
+            self._seen = seen
         if self._links is None:
             self.obstacle = "its weight is not zero off the mask, until the next optimizer step cuts it"
         return self._links
