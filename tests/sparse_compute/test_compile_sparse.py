@@ -901,3 +901,16 @@ def test_results_with_names_keep_them(backend):
         model.b.weight.mul_(torch.rand_like(model.b.weight) < 0.3)
         expected = model(images)
     torch.testing.assert_close(compile_sparse(model, backend=backend)(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_sparse_models_compute_as_always(dtype):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 4)).eval()
+    for layer in (model[2], model[4]):
+        layer.weight.data.mul_(torch.rand_like(layer.weight) < 0.05)
+    images = torch.randn(16, 3, 6, 6).to(dtype)
+    compiled = compile_sparse(model)
+    assert "sparse" in compiled.backends.values()
+    expected = compiled(images.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(images), expected)

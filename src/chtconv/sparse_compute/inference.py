@@ -34,7 +34,7 @@ class SparseModel(nn.Module):
     It takes the inputs of the model that it was made of, by position, and returns the same, up to rounding, on the CPU
     and outside of autograd. It has no parameters and no training mode: ``train()`` leaves it as it is. Where
     convolutions are sparse, ``torch.jit.trace``, ``torch.export``, ``torch.func`` and modes that observe operations are
-    refused.
+    refused. They compute in their own type, also under autocast.
 
     Attributes:
         operations: what is computed, in order.
@@ -63,12 +63,22 @@ class SparseModel(nn.Module):
         """What the model returns in eval mode."""
         if len(inputs) != len(self._inputs):
             raise ConfigurationError(f"{len(inputs)} inputs; accepted are {len(self._inputs)}: {self._inputs}.")
-        values = list(inputs)
+        if torch.is_autocast_enabled("cpu") and self._is_sparse:
+            # The kernels have no half precision, and what stands between them was measured without.
+            with torch.autocast("cpu", enabled=False):
+                return self._run([_single(each) for each in inputs])
+        return self._run(list(inputs))
+
+    def _run(self, values: list[Any]) -> Any:
         for each, dying in zip(self.operations, self._dying, strict=True):
             values.append(each(values))
             for number in dying:
                 values[number] = None
         return mapped(self._output, lambda each: _dense(values[each.number]) if isinstance(each, Result) else each)
+
+    @property
+    def _is_sparse(self) -> bool:
+        return any(isinstance(each, (SparseConvolution, SparseLinear)) for each in self.operations)
 
     def train(self, mode: bool = True) -> "SparseModel":
         """Nothing: there is no training mode."""
@@ -110,6 +120,12 @@ def _numbers(value: Any) -> list[int]:
     found: list[int] = []
     mapped(value, lambda each: found.append(each.number) if isinstance(each, Result) else None)
     return found
+
+
+def _single(value: Any) -> Any:
+    """An input in half precision, as autocast leaves it behind, in single precision."""
+    half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half else value
 
 
 def _dense(value: Any) -> Any:
