@@ -1,6 +1,6 @@
 """The preregistered tests, fixed and committed before their runs: one variant against all others, paired by seed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,7 @@ class PreregisteredTest:
     @cached_property
     def rows(self) -> list[Row]:
         """All variants at the sparsities that the test is about."""
-        found = rows(self._lines())
+        found = rows(self._lines)
         sparsities = {row.sparsity for row in found if row.variant == self.variant}
         return [row for row in found if row.sparsity in sparsities]
 
@@ -58,7 +58,7 @@ class PreregisteredTest:
     def missing(self) -> int:
         """How many of its runs are still to be made: it counts once there are none."""
         plans = [grid_from(read_toml(ROOT / "experiments" / f"{Path(name).stem}.toml")) for name in self.files]
-        there = [identity(line["config"]) for line in self._lines()]
+        there = [identity(line["config"]) for line in self._lines]
         return sum(identity(cell.config.to_dict()) not in there for plan in plans for cell in plan.cells())
 
     @property
@@ -77,9 +77,10 @@ class PreregisteredTest:
             for row, each, p in zip(others, found, holm([each.p for each in found]), strict=True)
         ]
 
-    def _lines(self) -> Iterator[Mapping[str, Any]]:
+    @cached_property
+    def _lines(self) -> list[Mapping[str, Any]]:
         files = [file for name in self.files if (file := ROOT / "results" / name).exists()]
-        return (line for file in files for line in read_lines(file))
+        return [line for file in files for line in read_lines(file)]
 
     def called(self, variant: str) -> str:
         """A variant without the parts of its name that are left out."""

@@ -1,19 +1,17 @@
 """The command line: one parser for all commands, and what becomes of an error."""
 
 import argparse
-import contextlib
 import difflib
 import io
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from chtconv.comparison import command as compare
-from chtconv.errors import ChtconvWarning, ConfigurationError
+from chtconv.errors import ConfigurationError, telling
 from chtconv.explain import command as explain
 from chtconv.report import command as report
 from chtconv.training import TrainingDiverged
@@ -32,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(words)
     try:
-        with _warnings_in_a_line():
+        # They look like our errors: where in the code they come from is nothing to the user of a command.
+        with telling(lambda message: print(f"chtconv: warning: {message}", file=sys.stderr)):
             code = _run(options, words)
         sys.stdout.flush()
         return code
@@ -98,22 +97,6 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     if options.command == "report":
         return report.report_command(options)
     return compare.compare_command(options)
-
-
-@contextlib.contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
-    """Our own warnings look like our errors: where in the code they come from is nothing to the user of a command."""
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_ours(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, ChtconvWarning):
-                print(f"chtconv: warning: {message}", file=sys.stderr)
-            else:
-                show(message, category, *place, **more)
-
-        warnings.showwarning = show_ours
-        yield
 
 
 def _unknown(word: str, known: Sequence[str], command: str) -> str:

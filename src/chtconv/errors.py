@@ -1,7 +1,10 @@
 """What users get to see when something they asked for cannot be done."""
 
+import contextlib
 import difflib
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 
 class ConfigurationError(ValueError):
@@ -14,6 +17,28 @@ class RuleError(ConfigurationError):
 
 class ChtconvWarning(UserWarning):
     """Something works, but differently from what one may expect."""
+
+
+@contextlib.contextmanager
+def telling(tell: Callable[[str], object]) -> Iterator[None]:
+    """Hands the text of our own warnings to ``tell``; all others are shown as always.
+
+    >>> with telling(lambda message: print("warning:", message)), warnings.catch_warnings():
+    ...     warnings.simplefilter("always")
+    ...     warnings.warn("every score is 0", ChtconvWarning)
+    warning: every score is 0
+    """
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_ours(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, ChtconvWarning):
+                tell(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_ours
+        yield
 
 
 def unknown(kind: str, name: object, accepted: Iterable[str]) -> ConfigurationError:

@@ -173,13 +173,22 @@ def test_a_state_that_lacks_something_is_refused_before_anything_is_loaded(lacki
     assert all(torch.equal(mask, before[name]) for name, mask in topology.masks.items())
 
 
-@pytest.mark.parametrize("part", ["explored", "newest", "momentum"])
-def test_a_state_of_another_shape_is_refused_before_anything_is_loaded(part):
+@pytest.mark.parametrize(
+    ("part", "value", "found"),
+    [
+        *(
+            (part, torch.ones(3, 2, dtype=torch.bool), r"of shape \[3, 2\]")
+            for part in ("explored", "newest", "momentum")
+        ),
+        *((part, None, "NoneType") for part in ("explored", "newest")),
+    ],
+)
+def test_a_state_of_another_shape_is_refused_before_anything_is_loaded(part, value, found):
     topology = sparse(sparsity=0.5, seed=1)[2]
     state = sparse(sparsity=0.5, seed=2)[2].state_dict()
-    state["layers"]["5.weight"][part] = torch.ones(3, 2, dtype=torch.bool)
+    state["layers"]["5.weight"][part] = value
     before = topology.masks
-    with pytest.raises(ConfigurationError, match=rf"layer 5\.weight: {part} of the state to load has shape \[3, 2\]"):
+    with pytest.raises(ConfigurationError, match=rf"layer 5\.weight: {part} of the state to load is {found}"):
         topology.load_state_dict(state)
     assert all(torch.equal(mask, before[name]) for name, mask in topology.masks.items())
 

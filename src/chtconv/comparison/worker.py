@@ -4,20 +4,16 @@ A process a cell, because a crash, a kill or an exhausted memory then ends one c
 its own number of threads and its own deterministic algorithms.
 """
 
-import contextlib
 import os
 import sys
 import threading
 import traceback
-import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from chtconv.comparison.outcome import Outcome, State, Task
 from chtconv.comparison.result import same_run
-from chtconv.errors import ChtconvWarning, ConfigurationError
+from chtconv.errors import ConfigurationError, telling
 from chtconv.files import StorageError
 from chtconv.training import Config, OutOfTime, RunFolder, TrainingDiverged, train
 from chtconv.training.device import resolve
@@ -38,7 +34,8 @@ def main() -> int:
 
 def train_cell(task: Task) -> Outcome:
     """Train a cell from its last whole epoch, if it has one, and say what became of it."""
-    with _own_warnings() as told:
+    told: list[str] = []
+    with telling(told.append):
         state, reason = _train_cell(task)
     return Outcome(state, reason, tuple(dict.fromkeys(told)))
 
@@ -62,24 +59,6 @@ def _train_cell(task: Task) -> tuple[State, str]:
         traceback.print_exc()
         return "failed", _reason(error)
     return "done", ""
-
-
-@contextlib.contextmanager
-def _own_warnings() -> Iterator[list[str]]:
-    """Collects what this package warns of; other warnings are printed as always."""
-    told: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", ChtconvWarning)
-        show = warnings.showwarning
-
-        def collect(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, ChtconvWarning):
-                told.append(str(message))
-            else:
-                show(message, category, *place, **more)
-
-        warnings.showwarning = collect
-        yield told
 
 
 def _as_begun(folder: RunFolder, config: Config) -> Config:

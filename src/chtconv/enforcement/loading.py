@@ -41,10 +41,13 @@ def check_state(layer: SparseLayer, mask: Tensor, state: Mapping[str, Any]) -> N
     shape = layer.weight.shape
     for part, accepted in (("explored", shape), ("newest", layer.newest.shape), ("momentum", shape)):
         value = state[part]
-        if value is not None and value.shape != accepted:
+        if part == "momentum" and value is None:
+            continue
+        found = getattr(value, "shape", None)
+        if found != accepted:
+            given = type(value).__name__ if found is None else f"of shape {list(found)}"
             raise ConfigurationError(
-                f"layer {layer.name}: {part} of the state to load has shape {list(value.shape)}; accepted is "
-                f"{list(accepted)}."
+                f"layer {layer.name}: {part} of the state to load is {given}; accepted is a tensor of {list(accepted)}."
             )
 
 

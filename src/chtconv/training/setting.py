@@ -113,10 +113,10 @@ def whole(help: str, least: int, most: float = math.inf, *, optional: bool = Fal
     return Setting(help, "whole", words, lambda value: least <= value <= most, optional=optional)
 
 
-def positive(help: str, least: float = 1e-30, most: float = _FINITE) -> Setting:
+def positive(help: str, most: float = _FINITE) -> Setting:
     """A finite number above zero."""
     words = "above 0" if most == _FINITE else f"above 0 and at most {most:g}"
-    return Setting(help, "real", words, lambda value: least <= value <= most)
+    return Setting(help, "real", words, lambda value: 1 / _FINITE <= value <= most)
 
 
 def nonnegative(help: str, *, optional: bool = False) -> Setting:
