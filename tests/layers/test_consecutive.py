@@ -242,11 +242,17 @@ def test_the_model_is_neither_run_nor_changed():
             super().__init__()
             self.inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
             self.register_buffer("steps", torch.zeros(()))
+            self.register_buffer("replaced", torch.zeros(()))
+            self.written, self.seen, self.by_name = torch.zeros(3), [], {}
             self.last, self.calls = None, 0
 
         def forward(self, x: Tensor, double: bool = False, beside: Tensor | None = None) -> Tensor:
             self.steps.add_(1)
+            self.replaced = self.replaced + 1
+            self.written[1] = 1.0
             self.last, self.calls = self.inner(x), self.calls + 1
+            self.seen.append(self.last)
+            self.by_name["last"] = self.last
             if beside is not None or double:
                 raise AssertionError("optional arguments are not given")
             self.new = self.last * 2
@@ -260,11 +266,15 @@ def test_the_model_is_neither_run_nor_changed():
         module.register_forward_pre_hook(refuse)
         module.register_forward_hook(refuse)
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    parameters = dict(model.named_parameters())
+    parameters, buffers, written = dict(model.named_parameters()), dict(model.named_buffers()), model.written
     assert found(model) == [("inner.0", "inner.2", 1)]
     assert model.last is None
     assert not hasattr(model, "new")
     assert model.calls == 0
+    assert (model.seen, model.by_name) == ([], {})
+    assert model.written is written
+    assert model.written.tolist() == [0, 0, 0]
+    assert all(buffers[name] is buffer for name, buffer in model.named_buffers())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), random)

@@ -3,8 +3,11 @@
 import copy
 import json
 import math
+import operator
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -421,6 +424,79 @@ def test_the_model_is_left_as_it_is():
     identical(copy.deepcopy(compiled)(images), first)
 
 
+class Counting(nn.Module):
+    """Tensors of its own, which ``forward`` may change."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.register_buffer("buffer", torch.zeros(3))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.plain, self.kept, self._forward = torch.zeros(3), torch.zeros(3), forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def _replaced(name, computed):
+    def forward(m, x):
+        setattr(m, name, computed(m, x))
+        return x + getattr(m, name)
+
+    return forward
+
+
+CHANGING = {
+    "a buffer that is written to": ("buffer", lambda m, x: (m.buffer.add_(x.mean(0)), x + m.buffer)[1]),
+    "a buffer that is added to": ("buffer", _replaced("buffer", lambda m, x: operator.iadd(m.buffer, 1))),
+    "a buffer that is replaced": ("buffer", _replaced("buffer", lambda m, x: m.buffer + 1)),
+    "a parameter that is written to": ("bias", lambda m, x: (m.bias.mul_(2), x + m.bias)[1]),
+    "a tensor that is written to": ("plain", lambda m, x: (m.plain.add_(1), x + m.plain)[1]),
+    "a tensor that is replaced": ("plain", _replaced("plain", lambda m, x: m.plain + 1)),
+    "an average": ("plain", _replaced("plain", lambda m, x: torch.lerp(m.plain, x.mean(0), 0.1))),
+}
+
+
+@pytest.mark.parametrize("case", CHANGING)
+def test_models_that_change_what_they_compute_with_are_refused(case):
+    name, forward = CHANGING[case]
+    model = Counting(forward).eval()
+    before = getattr(model, name)
+    with pytest.raises(ConfigurationError, match=f"^{name}: forward changes it in eval mode"):
+        compile_sparse(model)
+    assert getattr(model, name) is before
+    assert before.tolist() == [0, 0, 0]
+
+
+def test_models_may_keep_what_they_computed():
+    def forward(m, x):
+        m.kept = x * 2
+        return m.kept + m.plain + m.buffer
+
+    images = torch.randn(2, 3)
+    assert torch.equal(compile_sparse(Counting(forward).eval())(images), images * 2)
+
+
+def test_sparse_layers_are_copied_and_shared():
+    model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 4)), torch.randn(9, 3, 6, 6)
+    compiled = compile_sparse(trained(model, 0.9), backend="sparse")
+    assert set(compiled.backends.values()) == {"sparse"}
+    expected = compiled(images)
+    identical(copy.deepcopy(compiled)(images), expected)
+    identical(compiled.share_memory()(images), expected)
+    assert all(buffer.is_shared() for buffer in compiled.buffers())
+    same(compiled.double()(images.double()).float(), expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_sparse_matrices_do_not_warn_in_a_new_process():
+    compiled = compile_sparse(trained(nn.Sequential(nn.Linear(64, 4)), 0.9), backend="sparse")
+    code = (
+        "import pickle, sys, warnings; import torch; warnings.simplefilter('error');"
+        "pickle.loads(sys.stdin.buffer.read())(torch.zeros(1, 64))"
+    )
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps(compiled), check=True)
+
+
 @pytest.mark.parametrize("case", OPAQUE)
 def test_compiled_models_are_pickled(case):
     forward, _ = OPAQUE[case]
@@ -659,6 +735,26 @@ def test_types_that_do_not_hold_the_weights_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
     compiled.save(tmp_path / "file", values=torch.bfloat16)
     assert load_compiled(tmp_path / "file")(torch.ones(1, 1, 1, 1)).item() == pytest.approx(1e5, rel=1 / 256)
+
+
+def test_all_weights_are_saved_in_half_the_bytes(tmp_path):
+    layers = nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 8)
+    compile_sparse(trained(nn.Sequential(*layers), 0.0)).save(tmp_path / "file", values=torch.float16)
+    with safe_open(tmp_path / "file", framework="pt") as file:
+        types = {key: file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+    assert {kind for key, kind in types.items() if key.endswith("weight")} == {torch.float16}
+    assert {kind for key, kind in types.items() if key.endswith("bias")} == {torch.float32}
+
+
+def test_many_sparse_tensors_may_not_ask_for_much_together(tmp_path):
+    content, metadata = small_file(tmp_path / "file")
+    program = json.loads(metadata["program"])
+    weight = step_of(program, "conv2d", 1)["args"]["weight"]
+    # One of them alone would be made.
+    program["output"] = [weight | {"shape": [2**30]}] * 2
+    write(tmp_path / "file", content, metadata | {"program": json.dumps(program)})
+    with pytest.raises(ConfigurationError, match="product below 2147483648, those of all sparse tensors together"):
+        load_compiled(tmp_path / "file")
 
 
 @settings(max_examples=150)

@@ -1,10 +1,11 @@
 """How ``torch.fx`` looks at models here: past wrappers and hooks, and without changing them."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 
 class Tracer(fx.Tracer):
@@ -20,14 +21,29 @@ class Tracer(fx.Tracer):
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """At the end, sets back the attributes of a model and its modules, whether they are in training mode among them."""
-    attributes = [(module, module.__dict__.copy()) for module in model.modules()]
+    """At the end, sets back what modules hold: parameters, buffers and attributes, in lists and dictionaries too.
+
+    Whether modules are in training mode is among it, and so are the numbers in tensors that are neither parameters nor
+    buffers, into which ``forward`` really writes when it is traced.
+    """
+    modules = [(module.__dict__, module.__dict__.copy()) for module in model.modules()]
+    values = [value for _, attributes in modules for value in attributes.values()]
+    containers = [(value, value.copy()) for value in values if type(value) in (dict, list, set, OrderedDict)]
+    tensors = [(value, value._version, value.detach().clone()) for value in values if is_watched(value)]
     try:
         yield
     finally:
-        for module, before in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(before)
+        for held, before in (*containers, *modules):
+            held.clear()
+            (held.extend if isinstance(held, list) else held.update)(before)
+        for tensor, version, numbers in tensors:
+            if tensor._version != version:
+                tensor.detach().copy_(numbers)
+
+
+def is_watched(value: Any) -> bool:
+    """Whether a value is a tensor whose version tells that somebody wrote into it."""
+    return isinstance(value, Tensor) and not value.is_inference()
 
 
 def unwrapped_model(model: nn.Module) -> tuple[nn.Module, str]:

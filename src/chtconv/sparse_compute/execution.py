@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -216,31 +217,56 @@ def _lists(weight: SparseTensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 class SparseLinear(Operation):
-    """A linear layer whose weight is a sparse matrix of torch."""
+    """A linear layer that holds the values of its links and their columns, and computes with a sparse matrix of torch.
+
+    Its buffers are ordinary tensors, since those of a sparse matrix can neither be copied nor shared.
+    """
 
     def __init__(self, step: Step, args: dict[str, Any]) -> None:
+        super().__init__(step, {key: each for key, each in args.items() if key != "weight"})
         weight: SparseTensor = args["weight"]
+        self.shape = weight.shape
         starts, columns = _lists(weight, 1)
-        with warnings.catch_warnings():
-            # That its interface may change.
-            warnings.simplefilter("ignore", UserWarning)
-            matrix = torch.sparse_csr_tensor(
-                starts, columns.long(), weight.values, weight.shape, check_invariants=True, device=starts.device
-            )
-        super().__init__(step, args | {"weight": matrix})
+        # As MKL takes them, which would convert others in every call.
+        self.register_buffer("starts", starts.int())
+        self.register_buffer("columns", columns)
+        self.register_buffer("values", weight.values)
+        _matrix(*self._parts, self.shape, check=True)
+
+    @property
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self._buffers[name] for name in ("starts", "columns", "values"))  # type: ignore[return-value]
 
     def _tensors(self) -> dict[str, Any]:
-        tensors = super()._tensors()
-        matrix = tensors["weight"]
-        rows = torch.arange(matrix.shape[0], device=matrix.device).repeat_interleave(matrix.crow_indices().diff())
-        positions = rows * matrix.shape[1] + matrix.col_indices()
-        return tensors | {"weight": SparseTensor(matrix.values(), positions, tuple(matrix.shape))}
+        """The weight, and whatever else is no list of links."""
+        starts, columns, values = self._parts
+        rows = torch.arange(self.shape[0], device=starts.device).repeat_interleave(starts.diff())
+        weight = SparseTensor(values, rows * self.shape[1] + columns, self.shape)
+        bias = self._buffers.get("bias")
+        return {"weight": weight} | ({} if bias is None else {"bias": bias})
 
     def forward(self, values: list[Any]) -> Any:
         """The outputs [..., O] of inputs [..., I]."""
         x = _ordinary(self.first(values))
-        weight, bias = self._buffers["weight"], self._buffers.get("bias")
-        assert weight is not None
+        weight, bias = _matrix(*self._parts, self.shape), self._buffers.get("bias")
         rows = x.reshape(-1, x.shape[-1]).T
         out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
-        return out.T.reshape(*x.shape[:-1], weight.shape[0])
+        return out.T.reshape(*x.shape[:-1], self.shape[0])
+
+    def extra_repr(self) -> str:
+        """What :func:`print` shows: the name, the shape and the number of links."""
+        return f"{self.name}, weight {list(self.shape)}, {len(self._parts[2])} links of {math.prod(self.shape)}"
+
+
+def _matrix(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...], check: bool = False) -> Tensor:
+    """A sparse matrix in rows of the tensors given, which are not copied."""
+    _silence()
+    return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=check, device=values.device)
+
+
+@cache
+def _silence() -> None:
+    """Has torch say now, unheard, what it says once: that the interface of sparse matrices may change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1))

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from chtconv.errors import ConfigurationError
-from chtconv.layers.tracing import Tracer, unchanged, unwrapped_model
+from chtconv.layers.tracing import Tracer, is_watched, unchanged, unwrapped_model
 from chtconv.sparse_compute.layers import SparseForward
 from chtconv.sparse_compute.program import (
     CONVOLUTIONS,
@@ -247,6 +247,8 @@ class _Lowering:
 
     def _overwrite(self, node: fx.Node, before: Any, after: Step) -> None:
         """From this node on, what had a value that was changed in place has the new one."""
+        if isinstance(before, Tensor):
+            raise _changes_itself(self.names.get(id(before), _name(node)))
         if not isinstance(before, Step):
             return
         root, place = _root(before), self.places[node]
@@ -356,10 +358,16 @@ def _traced(model: nn.Module) -> _Traced:
         several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         required = {each.name for each in parameters if each.kind not in several} - optional.keys()
         with unchanged(model):
+            held = _held(model)
             graph = _Tracer().trace(model, concrete_args=optional)
             names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+            for name, each in held.items():
+                if each.is_changed(read=name in names):
+                    raise _changes_itself(name)
             constants = {name: operator.attrgetter(name)(model) for name in names}
         return _Traced(graph, frozenset(required), constants)
+    except ConfigurationError:
+        raise
     except Exception as error:
         reason = str(error).partition(". ")[0]
         raise ConfigurationError(
@@ -367,3 +375,40 @@ def _traced(model: nn.Module) -> _Traced:
             "whose forward does not branch or loop on values or sizes of tensors (a check of these can stand in a "
             "function with @torch.fx.wrap); of others, compile a part that is a module of its own."
         ) from error
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor that a module holds, and that ``forward`` may change."""
+
+    module: nn.Module
+    attribute: str
+    value: Tensor
+    version: int
+
+    def is_changed(self, read: bool) -> bool:
+        """Whether ``forward`` wrote into it, or replaced it by what it computed of it.
+
+        What stands for a result in the graph may be kept for others to see, as long as it is not read in the graph.
+        """
+        now = getattr(self.module, self.attribute, None)
+        if now is self.value:
+            return bool(self.value._version != self.version)
+        return read or isinstance(now, Tensor)
+
+
+def _held(model: nn.Module) -> dict[str, _Held]:
+    """The tensors of modules that are no parameters, by name."""
+    return {
+        f"{name}.{attribute}" if name else attribute: _Held(module, attribute, value, value._version)
+        for name, module in model.named_modules()
+        for attribute, value in (vars(module) | module._buffers).items()
+        if is_watched(value)
+    }
+
+
+def _changes_itself(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name}: forward changes it in eval mode, and a compiled model is the same in every call; accepted are models "
+        "that do so in training mode only, or compute a new tensor."
+    )
