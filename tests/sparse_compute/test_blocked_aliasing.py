@@ -6,6 +6,7 @@ import io
 import pickle
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from blocked_tensors import blocked, close, norm, random
@@ -273,6 +274,10 @@ def test_it_looks_like_a_tensor():
     assert (b.numpy() == x.numpy()).all()
     assert b.tolist() == x.tolist()
     assert torch.equal(torch.tensor(b.__array__()), x)
+    assert torch.equal(torch.from_dlpack(b), x)
+    assert (np.from_dlpack(b) == x.numpy()).all()
+    with pytest.raises(ConfigurationError, match=r"\(8, 2, 1, 1\) in the blocked layout has no shared memory"):
+        b.share_memory_()
     assert b[3, 1].item() == x[3, 1].item()
     assert b.float() is b
     assert b.double().dtype is torch.float64
@@ -285,6 +290,14 @@ def test_it_looks_like_a_tensor():
     assert torch.equal(torch.full_like(b, 3), torch.full_like(x, 3))
     assert not isinstance(torch.zeros_like(b, dtype=torch.int32), Blocked)
     assert torch.randn_like(b).shape == x.shape
+
+
+def test_numbers_are_replaced_by_what_a_function_makes_of_them():
+    x = random(*SHAPE)
+    b = to_blocked(x)
+    alias = b.detach()
+    assert b.apply_(lambda number: number * 2) is b
+    assert torch.equal(to_dense(alias), x * 2)
 
 
 def test_leaves_of_this_kind_are_trained():

@@ -107,7 +107,7 @@ def batch_norm(
     mean, inverse = (torch.empty(c if training else 0, dtype=x.dtype, device="cpu") for _ in range(2))
     layout.kernels().call(
         *("normalisation_scales", x.dtype, _task(n, c, h * w, training), _numbers(eps, momentum)),
-        *(blocks, weight, bias, running_mean, running_var, mean, inverse, scales, None),
+        *(blocks, weight, bias, running_mean, running_var, mean, inverse, scales),
     )
     content = Content(None)
     content.defer(Normalised(x._content, n, scales), x._content)

@@ -28,8 +28,9 @@ class Blocked(Tensor):
     ordinary memory, from where every later use of the layout copies them again if they changed.
 
     What dropout draws is as random as elsewhere, but not what the same seed draws for ordinary tensors. The gradient of
-    an ordinary leaf tensor that meets one of these in an addition or product may be a Blocked. Pickled, and as an
-    array, it is an ordinary tensor. Its numbers have no address: ``data_ptr`` and ``untyped_storage`` do not work.
+    an ordinary leaf tensor that meets one of these in an addition or product may be a Blocked. Pickled, as an array and
+    through DLPack, it is an ordinary copy. Its numbers have no address: ``data_ptr``, ``untyped_storage`` and
+    ``torch.utils.dlpack.to_dlpack``, the old one, do not work.
 
     >>> x = to_blocked(torch.arange(16.0).view(8, 2, 1, 1))
     >>> x.shape, x.blocks.shape
@@ -97,6 +98,21 @@ class Blocked(Tensor):
 
     def __array__(self, dtype: Any = None) -> Any:
         return to_dense(self).__array__(dtype)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return to_dense(self).__dlpack__(**options)
+
+    def apply_(self, function: Callable[[float], float]) -> "Blocked":
+        """Replaces every number by what a Python function makes of it."""
+        self.copy_(to_dense(self.detach()).apply_(function))
+        return self
+
+    def share_memory_(self) -> Any:
+        """Refused: blocks stay in the memory of this process."""
+        raise ConfigurationError(
+            f"an activation of shape {tuple(self.shape)} in the blocked layout has no shared memory: accepted is an "
+            "ordinary copy, to_dense(x).share_memory_()."
+        )
 
 
 Handler = Callable[..., Any]

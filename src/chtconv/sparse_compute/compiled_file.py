@@ -19,7 +19,7 @@ from torch import Tensor
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.files import write_atomically
 from chtconv.sparse_compute import positions
-from chtconv.sparse_compute.program import INPUT, OPAQUE, WEIGHTED, SparseTensor, Step, check, mapped
+from chtconv.sparse_compute.program import INPUT, OPAQUE, TRANSPOSED, WEIGHTED, SparseTensor, Step, check, mapped
 
 _FAMILY: Final = "chtconv-compiled-"
 _FORMAT: Final = f"{_FAMILY}1"
@@ -30,7 +30,7 @@ _TYPES: Final = {
 _HALVES: Final = (torch.float16, torch.bfloat16)
 # Below this, index lists are not worth their names.
 _LEAST_SIZE: Final = 256
-# Sizes of tensors that a file may ask memory for.
+# Numbers that a file may ask memory for, in all sparse tensors together.
 _MOST: Final = 2**31
 
 
@@ -62,9 +62,10 @@ class _Writer:
                 f"{step.name}: this operation cannot be saved, since a file holds no code. Accepted are usual layers, "
                 "activations, poolings and arithmetic; docs/inference.md lists them."
             )
+        weighted = step.op in (*WEIGHTED, *TRANSPOSED)
         try:
             args = {
-                key: self.json(each, f"{self.numbers[step]}.{key}", step.op in WEIGHTED and key == "weight")
+                key: self.json(each, f"{self.numbers[step]}.{key}", weighted and key == "weight")
                 for key, each in step.args.items()
             }
         except ConfigurationError as error:
@@ -171,6 +172,7 @@ class _Reader:
     def __init__(self, content: Mapping[str, Tensor]) -> None:
         self.content = content
         self.steps: list[Step] = []
+        self.left = _MOST
 
     def program(self, program: Any) -> tuple[list[Step], Any]:
         _object(program, "program", "inputs", "steps", "output")
@@ -239,11 +241,12 @@ class _Reader:
         sizes = (
             isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(each) is int and each > 0 for each in shape)
         )
-        if not sizes or math.prod(shape) >= _MOST or type(low_bits) is not int:
+        if not sizes or math.prod(shape) >= self.left or type(low_bits) is not int:
             raise ConfigurationError(
                 f"tensor {name}: shape {shape!r:.80} with low_bits={low_bits!r:.40}; accepted are sizes above 0 with a "
-                f"product below {_MOST}."
+                f"product below {_MOST}, those of all sparse tensors together."
             )
+        self.left -= math.prod(shape)
         values = self._content(f"{name}.values", *_TYPES.values())
         high, low = (self._content(f"{name}.{part}", torch.uint8) for part in ("high", "low"))
         if any(each.dim() != 1 for each in (values, high, low)):

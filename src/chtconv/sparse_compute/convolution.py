@@ -96,7 +96,7 @@ def sparse_outputs(
         >>> mask = torch.rand(4, 3, 1, 1) < 0.5
         >>> x, weight = torch.randn(8, 3, 4, 4), torch.randn(4, 3, 1, 1) * mask
         >>> links = Links.of(mask)
-        >>> y = sparse_outputs(x, links.gather(weight), None, links)
+        >>> y = sparse_outputs(x, weight[mask], None, links)
         >>> torch.allclose(y, torch.nn.functional.conv2d(x, weight), atol=1e-5)
         True
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 from chtconv.errors import ChtconvWarning, ConfigurationError, unknown
 from chtconv.sparse_compute.sources import digest
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """Raised here and in ``csrc/common.h`` when a function that Python calls takes other arguments, or when what an older
 library computes is wrong or unsafe."""
 

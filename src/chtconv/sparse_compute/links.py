@@ -27,25 +27,24 @@ class Links:
         codes: int32 [links], ``c * kh * kw + t`` of each link, ascending in each kernel.
     """
 
-    def __init__(self, mask: Tensor, groups: int, starts: Tensor, codes: Tensor) -> None:
-        self.shape = tuple(mask.shape)
+    def __init__(self, shape: tuple[int, ...], groups: int, starts: Tensor, codes: Tensor) -> None:
+        self.shape = shape
         self.groups = groups
         self.starts = starts
         self.codes = codes
-        self._mask = mask
         self._positions: dict[tuple[int, ...], Tensor] = {}
         self._kept: OrderedDict[Any, Any] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type["Links"], tuple[Tensor, int, Tensor, Tensor]]:
+    def __reduce__(self) -> tuple[type["Links"], tuple[tuple[int, ...], int, Tensor, Tensor]]:
         # What was prepared holds addresses; a copy prepares its own.
-        return type(self), (self._mask, self.groups, self.starts, self.codes)
+        return type(self), (self.shape, self.groups, self.starts, self.codes)
 
     @classmethod
     def of(cls, mask: Tensor, groups: int = 1) -> "Links":
         """The links of a mask.
 
         Args:
-            mask: bool [O, I / groups, kh, kw]; it is kept, and must not change.
+            mask: bool [O, I / groups, kh, kw].
             groups: of the convolution; O is a multiple of it.
 
         Raises:
@@ -63,13 +62,13 @@ class Links:
             )
         if mask.numel() * groups >= 2**31:
             raise ConfigurationError(f"mask of shape {list(mask.shape)}: accepted are fewer than 2^31 positions.")
-        mask = mask.contiguous()
-        sizes = _sizes(tuple(mask.shape), groups)
+        mask, shape = mask.contiguous(), tuple(mask.shape)
+        sizes = _sizes(shape, groups)
         starts = torch.empty(len(mask) + 1, dtype=torch.int64, device="cpu")
         _call("list_links", *sizes, mask, starts, None)
         codes = torch.empty(int(starts[-1]), dtype=torch.int32, device="cpu")
         _call("list_links", *sizes, mask, starts, codes)
-        return cls(mask, groups, starts, codes)
+        return cls(shape, groups, starts, codes)
 
     @classmethod
     def of_lists(cls, starts: Tensor, codes: Tensor, shape: tuple[int, ...], groups: int = 1) -> "Links":
@@ -86,7 +85,7 @@ class Links:
 
         Example:
             >>> links = Links.of(torch.rand(4, 3, 3, 3) < 0.5)
-            >>> torch.equal(Links.of_lists(links.starts, links.codes, links.shape).mask, links.mask)
+            >>> len(Links.of_lists(links.starts, links.codes, links.shape)) == len(links)
             True
         """
         fits = len(shape) == 4 and min(shape) >= 1 and groups >= 1 and shape[0] % groups == 0
@@ -110,14 +109,7 @@ class Links:
         positions = kernel * row + inside
         if bool(((inside < 0) | (inside >= row)).any()) or bool((positions.diff() <= 0).any()):
             raise ConfigurationError("codes: accepted are ascending ones of channels that the kernel sees.")
-        mask = torch.zeros(kernels * row, dtype=torch.bool, device="cpu")
-        mask[positions] = True
-        return cls(mask.view(shape), groups, starts.contiguous(), codes.contiguous())
-
-    @property
-    def mask(self) -> Tensor:
-        """Bool of the weight's shape."""
-        return self._mask
+        return cls(shape, groups, starts.contiguous(), codes.contiguous())
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -175,11 +167,6 @@ class Links:
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return found
-
-    def gather(self, weight: Tensor) -> Tensor:
-        """The values of a dense weight at the links, [links], in the order of :attr:`codes`."""
-        values: Tensor = weight.detach().masked_select(self._mask)
-        return values
 
 
 def _sizes(shape: Sequence[int], groups: int) -> tuple[int, int, int, int]:

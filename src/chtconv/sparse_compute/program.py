@@ -215,7 +215,7 @@ PARAMETERS: Final[dict[str, dict[str, str]]] = {
 }
 CONVOLUTIONS: Final = ("conv1d", "conv2d", "conv3d")
 WEIGHTED: Final = (*CONVOLUTIONS, "linear")
-_TRANSPOSED: Final = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+TRANSPOSED: Final = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
 def _contiguous(input: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ def _wrong_shape(step: Step) -> str:
         vectors = {tuple(each.shape) for each in step.args.values() if isinstance(each, constant)}
         if len(vectors) > 1 or any(len(each) != 1 for each in vectors):
             return f"tensors of shapes {sorted(vectors)}; accepted are vectors of one length"
-    if shape is None or step.op not in (*WEIGHTED, *_TRANSPOSED):
+    if shape is None or step.op not in (*WEIGHTED, *TRANSPOSED):
         return ""
     axes = 2 if step.op == "linear" else 2 + int(step.op[-2])
     groups = step.args.get("groups", 1)
@@ -321,7 +321,7 @@ def _wrong_shape(step: Step) -> str:
     # Of a transposed convolution, the first axis has the inputs.
     if len(shape) != axes or 0 in shape or shape[0] % groups:
         return f"a weight of shape {shape} in {groups} groups; accepted are {axes} axes, the first a multiple of these"
-    outputs = shape[1] * groups if step.op in _TRANSPOSED else shape[0]
+    outputs = shape[1] * groups if step.op in TRANSPOSED else shape[0]
     if isinstance(bias, constant) and list(bias.shape) != [outputs]:
         return f"a bias of shape {list(bias.shape)}; accepted is [{outputs}]"
     return ""

@@ -5,15 +5,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define CHTCONV_API __declspec(dllexport)
-#else
 #define CHTCONV_API __attribute__((visibility("default")))
-#endif
 
 /* Raised here and in library.py when a function that Python calls takes other arguments, or when what an older library
  * computes is wrong or unsafe. */
-#define CHTCONV_ABI_VERSION 2
+#define CHTCONV_ABI_VERSION 3
 
 /* What functions return. */
 enum { CHTCONV_OK = 0, CHTCONV_OUT_OF_MEMORY = 1, CHTCONV_BAD_ARGUMENT = 2, CHTCONV_THREADS_FAILED = 3 };

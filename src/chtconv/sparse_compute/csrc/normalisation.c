@@ -84,7 +84,7 @@ static double total(const double *of) {
                 for (int i_ = 0; i_ < SUMS; i_++) a_[i_] = (s)->a[i_], b_[i_] = (s)->b[i_];                            \
                 for (; p_ + UNROLL <= count_; p_ += UNROLL)                                                            \
                     for (int i_ = 0; i_ < SUMS; i_++) STEP(start_ + p_ * BLOCK + i_ * LANES, a_[i_], b_[i_]);          \
-                for (int64_t u_ = 0; p_ < count_; p_++, u_++)                                                          \
+                for (; p_ < count_; p_++)                                                                              \
                     for (int i_ = 0; i_ < VECTORS; i_++) STEP(start_ + p_ * BLOCK + i_ * LANES, a_[i_], b_[i_]);       \
                 for (int i_ = 0; i_ < SUMS; i_++) (s)->a[i_] = a_[i_], (s)->b[i_] = b_[i_];                            \
                 (s)->held += count_;                                                                                   \
@@ -165,22 +165,19 @@ static void find_scales(int64_t begin, int64_t end, void *context) {
         if (j->train) j->mean[c] = (real)mean, j->inverse[c] = (real)inverse;
         j->scale[c] = (real)scale;
         j->shift[c] = (real)((j->bias ? j->bias[c] : 0) - mean * scale);
-        if (j->result)
-            for (int64_t block = 0; block * BLOCK < j->batch; block++) apply_channel(j, block, c);
     }
 }
 
 /* scales [2, C]: scale and shift of every channel, such that x * scale + shift is normalised. numbers: epsilon and
- * momentum. In training also the mean and 1 / the standard deviation, and the running ones where there are any. If
- * `result` is given, what is normalised is computed as well. */
+ * momentum. In training also the mean and 1 / the standard deviation, and the running ones where there are any. */
 CHTCONV_API int NAME(normalisation_scales)(const task *t, const double *numbers, const real *x, const real *weight,
                                            const real *bias, real *running_mean, real *running_var, real *mean,
-                                           real *inverse, real *scales, real *result) {
+                                           real *inverse, real *scales) {
     if (!t->train && !running_mean) return CHTCONV_BAD_ARGUMENT;
     job j = begin_job(t);
     j.eps = numbers[0], j.momentum = numbers[1], j.x = x, j.weight = weight, j.bias = bias;
     j.running_mean = running_mean, j.running_var = running_var, j.mean = mean, j.inverse = inverse;
-    j.scale = scales, j.shift = scales + t->channels, j.result = result;
+    j.scale = scales, j.shift = scales + t->channels;
     return spread(t->channels, block_count(t->batch) * t->positions * BLOCK, find_scales, &j);
 }
 
