@@ -284,6 +284,8 @@ def test_yes_and_no_are_values_like_others(chtconv: Run, tmp_path: Path) -> None
         (["--jobs", "2", "--scheduler", "tcp://127.0.0.1:1"], "with --scheduler its workers say how many"),
         (["--sparsity", "0.5"], "unknown option '--sparsity': did you mean '--sparsities'?"),
         (["--prune-dead", "maybe"], "prune_dead='maybe': accepted is yes or no"),
+        (["--layers", "features.0, feature.3"], "layers='feature.3' matches no layer; those of the model are features"),
+        (["--model", "resnet18", "--head", "8"], "head=8: accepted is none, since a residual network"),
         (["no.toml"], "cannot read the grid no.toml"),
         (["--datasets", "cifar10"], "unknown option '--datasets': did you mean '--dataset'?"),
         (["--recipes=quick"], "unknown option '--recipes=quick': did you mean '--recipe'?"),

@@ -121,6 +121,9 @@ def test_a_methods_own_values_are_the_same_named_or_not() -> None:
     within = SHORT.replace(method="chts", kernel_shares="scores", allocation="layer")
     assert canonical(within, SHORT) == within
     assert canonical(SHORT.replace(method="rigl", smoothing=0.5), SHORT) == SHORT.replace(method="rigl")
+    residual = SHORT.replace(model="resnet18")
+    assert canonical(residual.replace(dropout=0.1), SHORT) == canonical(residual, SHORT)
+    assert canonical(SHORT.replace(dropout=0.1), SHORT) != SHORT
     assert canonical(SHORT.replace(method="chts", smoothing=0.0), SHORT) == SHORT.replace(method="chts")
     for usual in (SHORT, SHORT.replace(zeta_schedule=None), SHORT.replace(zeta_schedule="constant")):
         for method, own in (("set", "cosine"), ("mest", "linear")):

@@ -18,6 +18,7 @@ from chtconv.errors import ConfigurationError, unknown
 from chtconv.methods import METHODS, method
 from chtconv.methods.regrowth import usual_shares
 from chtconv.methods.schedule import USUAL_DECAY
+from chtconv.models import WITHOUT_PERCEPTRON
 from chtconv.scores.controls import CONTROLS
 from chtconv.training.config import DENSE, SECTIONS, SETTINGS, Config
 from chtconv.training.recipes import recipe
@@ -196,7 +197,9 @@ def allocation_of(config: Mapping[str, Any]) -> str:
 
 
 def _unused(config: Config) -> Iterator[str]:
-    """The names of values of topology and optimisation that make no difference to a run."""
+    """The names of values of network, topology and optimisation that make no difference to a run."""
+    if config.network.model in WITHOUT_PERCEPTRON:
+        yield "dropout"
     if config.optimisation.optimizer != "sgd":
         yield "momentum"
     if config.optimisation.schedule == "constant":

@@ -20,6 +20,8 @@ from chtconv.comparison.runner import GIVEN_BACK, View, run_cells
 from chtconv.data import fingerprint
 from chtconv.errors import ConfigurationError
 from chtconv.files import StorageError
+from chtconv.training.config import DENSE, Config
+from chtconv.training.run import check_network
 
 _CUT_SHORT: Final = (GIVEN_BACK, INTERRUPTED, TERMINATED)  # stopped, and not by the clock
 
@@ -36,7 +38,8 @@ class Study:
         problems: what is wrong with lines of the results, which are passed over.
 
     Raises:
-        ConfigurationError: if the folder holds runs of another grid, or the results cannot be read or have no folder.
+        ConfigurationError: if the folder holds runs of another grid, the results cannot be read or have no folder, or
+            the network cannot be built or lacks a layer that is to be sparse.
     """
 
     def __init__(self, path: Path, grid: Grid, results: Path | str | None = None) -> None:
@@ -50,6 +53,8 @@ class Study:
         if results is not None and not self._results.absolute().parent.is_dir():
             raise ConfigurationError(f"results={str(results)!r}: accepted is a file in a folder that exists.")
         self.folder.check(grid)
+        for config in {_network_of(cell.config): cell.config for cell in self.cells}.values():
+            check_network(config)
         known, self.problems = usable_lines(self._results)
         self._elsewhere = self._known_elsewhere({run_key(line["config"]) for line in known})
         self._check_images(known)
@@ -182,6 +187,11 @@ class Study:
         left = {cell.name: self._outcomes.get(cell.name, TIME_IS_UP) for cell in self.missing()}
         left |= {name: Outcome("failed", reason) for name, reason in self._damaged.items()}
         return [(cell, left[cell.name]) for cell in self.cells if cell.name in left]
+
+
+def _network_of(config: Config) -> tuple[Any, ...]:
+    """What :func:`check_network` looks at."""
+    return config.network, config.topology.layers, config.topology.method == DENSE
 
 
 class _Adding:

@@ -18,6 +18,8 @@ class _Builder(Protocol):
 
 
 MODELS: Final[dict[str, _Builder]] = {"vgg16": vgg16, "vgg19": vgg19, "resnet18": resnet18, "wrn22_2": wrn22_2}
+# Those without a perceptron, which take no notice of dropout.
+WITHOUT_PERCEPTRON: Final = ("resnet18", "wrn22_2")
 
 
 def build_model(

@@ -93,6 +93,15 @@ class Topology:
     ).field(None)
     prune_dead: bool = switch("remove the links of channels that lost all on one side").field(False)
 
+    @property
+    def chosen_layers(self) -> list[str] | None:
+        """The sparse layers as :func:`chtconv.sparsify` takes them.
+
+        >>> Topology(layers="features.*, head").chosen_layers
+        ['features.*', 'head']
+        """
+        return None if self.layers == "*" else [name.strip() for name in self.layers.split(",")]
+
     def changes(self) -> dict[str, Any]:
         """What is different from the named method, as :func:`chtconv.method` takes it."""
         names = "removal", "regrowth", "density", "temperature", "explore", "smoothing", "kernel_shares", "early_stop"

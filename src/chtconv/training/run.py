@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from chtconv.data import Batches, Dataset, load_dataset
 from chtconv.flops import count_flops
+from chtconv.layers.find import find_layers
 from chtconv.methods import method
-from chtconv.models import build_model
+from chtconv.models import WITHOUT_PERCEPTRON, build_model
 from chtconv.onednn import any_overruns
 from chtconv.sparse_compute.acceleration import Acceleration, accelerate
 from chtconv.topology import Topology, sparsify
@@ -111,7 +112,7 @@ class Run:
         :mod:`chtconv.flops.counting` for what counts.
         """
         # A plain copy of the network: what accelerates this one is no operation that torch could count.
-        plain, image = _model(self.config, self.dataset, torch.device("cpu")), self.dataset.train.images[:1]
+        plain, image = _model_of(self.config, self.dataset, torch.device("cpu")), self.dataset.train.images[:1]
         stats = self.topology.stats()["layers"] if self.topology else {}
         densities = {name: layer["density"] for name, layer in stats.items()}
         counted = count_flops(plain, torch.zeros(image.shape), densities=densities)
@@ -148,7 +149,7 @@ def prepare(config: Config) -> Run:
     dataset = load_dataset(
         data.dataset, image_size=data.image_size, validation=data.validation, seed=machine.seed, device=device
     )
-    model = _model(config, dataset, device)
+    model = _model_of(config, dataset, device)
     optimizer = _optimizer(config, model, device)
     batches = Batches(
         dataset.train,
@@ -168,17 +169,38 @@ def prepare(config: Config) -> Run:
     return Run(config, device, dataset, model, optimizer, topology, batches, step)
 
 
-def _model(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
+def check_network(config: Config) -> None:
+    """Refuses what can be refused before there are images: a network that cannot be built, layers it does not have.
+
+    Raises:
+        ConfigurationError: naming the value that cannot be used.
+
+    >>> check_network(Config().replace(layers="features.0, feature.3"))
+    Traceback (most recent call last):
+    chtconv.errors.ConfigurationError: layers='feature.3' matches no layer; those of the model are features.0, ...
+    """
+    # As narrow as can be: only the names of its layers matter.
+    head = config.network.head if config.network.model in WITHOUT_PERCEPTRON else None
+    model = _model(config.replace(width=1e-3, head=head), classes=1, channels=1)
+    if config.topology.method != DENSE:
+        find_layers(model, config.topology.chosen_layers)
+
+
+def _model(config: Config, classes: int, channels: int) -> nn.Module:
     network = config.network
-    model = build_model(
+    return build_model(
         network.model,
-        len(dataset.classes),
+        classes,
         seed=config.machine.seed,
         width=network.width,
         head=network.head,
         dropout=network.dropout,
-        in_channels=dataset.train.images.shape[1],
+        in_channels=channels,
     )
+
+
+def _model_of(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
+    model = _model(config, len(dataset.classes), dataset.train.images.shape[1])
     return model.to(device=device, memory_format=_memory_format(model, device))  # type: ignore[call-overload,no-any-return]
 
 
@@ -217,7 +239,7 @@ def _topology(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         interval=max(1, round(steps / settings.evolutions_per_epoch)),
         stop=max(1, round(settings.stop_fraction * total)),
         total_steps=total,
-        layers=None if settings.layers == "*" else settings.layers.split(","),
+        layers=settings.chosen_layers,
         allocation=settings.allocation,
         distribution=settings.distribution,
         initial_sparsity=settings.initial_sparsity,
