@@ -29,10 +29,8 @@ def append(path: Path, benchmark: str, configuration: dict[str, Any], *, device:
         "benchmark": benchmark,
         "configuration": configuration,
         **content,
-        "versions": environment.versions(),
-        "hardware": environment.hardware(torch.device(device)),
+        **environment.describe(torch.device(device)),
         "kernels": kernels and {"isa": kernels.isa, "threaded": kernels.threaded},
-        "commit": environment.commit(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

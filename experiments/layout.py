@@ -24,9 +24,7 @@ def append(path: Path, experiment: str, device: torch.device, parts: dict[str, A
     line = {
         "experiment": experiment,
         **parts,
-        "versions": environment.versions(),
-        "hardware": environment.hardware(device),
-        "commit": environment.commit(),
+        **environment.describe(device),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     with path.open("a") as file:

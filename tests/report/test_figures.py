@@ -188,6 +188,18 @@ def test_a_commit_with_changes_is_no_other_commit(found: Comparison) -> None:
     assert not any("different commits" in each for each in warnings)
 
 
+def test_what_earlier_processes_of_a_run_were_made_with_is_told(found: Comparison) -> None:
+    commit, other = ({"revision": each, "dirty": False} for each in "ab")
+    earlier = [{"commit": other, "versions": {"torch": "0.1"}}, "damaged"]
+    runs = [replace(run, summary={**run.summary, "commit": commit, "earlier": []}) for run in found.runs]
+    assert not any("commits" in each for each in facts(Comparison("", runs)).warnings)
+    runs[0] = replace(runs[0], summary={**runs[0].summary, "earlier": earlier})
+    told = facts(Comparison("", runs))
+    assert "Runs were made from different commits of the source." in told.warnings
+    assert "Runs were made with different versions." in told.warnings
+    assert dict(told.lines)["source"] == "commit a; commit b"
+
+
 def measured(accuracies: dict[str, list[float]], sparsity: float = 0.9) -> list[Run]:
     """Complete runs of SET and of forms of CHTs, of which nothing is left but their lines of results."""
     return [

@@ -12,7 +12,7 @@ from torch.nn import functional
 from chtconv.data import load_dataset
 from chtconv.files import StorageError
 from chtconv.models import build_model
-from chtconv.training import Config, OutOfTime, TrainingDiverged, loop, train
+from chtconv.training import Config, OutOfTime, TrainingDiverged, environment, loop, train
 from chtconv.training.device import seed_dropout
 from chtconv.training.run import prepare
 from chtconv.training.run_folder import RunFolder
@@ -180,6 +180,29 @@ def test_other_forms_of_training_resume_bit_for_bit_too(
         train(config, tmp_path / "parts", progress=stop(epochs=1))
     train(config, tmp_path / "parts", resume=True)
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_resumed_run_names_all_that_it_was_computed_with(
+    tiny: Config, tmp_path: Path, stop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit_is(revision: str) -> dict[str, Any]:
+        commit = {"revision": revision, "dirty": False}
+        monkeypatch.setattr(environment, "commit", lambda: commit)
+        return commit
+
+    config = tiny.replace(epochs=4)
+    first = commit_is("a")
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path, resume=resume, progress=stop(epochs=1))
+    second = commit_is("b")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, resume=True, progress=stop(epochs=1))
+    commit_is("a")
+    summary = train(config, tmp_path, resume=True)
+    assert summary["commit"] == first
+    assert [each["commit"] for each in summary["earlier"]] == [second]
+    assert summary["earlier"][0]["versions"] == summary["versions"]
 
 
 def test_methods_of_one_seed_start_from_the_same_weights_masks_and_images(tiny: Config) -> None:

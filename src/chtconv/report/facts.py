@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from chtconv.comparison.paper import TITLES
 from chtconv.report.naming import dataset_name
-from chtconv.report.provenance import commits, dates, distinct, hardware, versions
+from chtconv.report.provenance import commits, dates, distinct, environments, hardware, versions
 from chtconv.report.run import Comparison, Row, Run, State, number, table
 from chtconv.training.config import SECTIONS
 
@@ -153,10 +153,11 @@ def _warnings(comparison: Comparison) -> list[str]:
         found.append("Variants have different seeds so far; differences are paired by the seeds that both have.")
     if len(versions(runs)) > 1:
         found.append("Runs were made with different versions.")
-    revisions = [table(run.summary, "commit").get("revision") for run in runs]
+    made_from = [table(each, "commit") for run in runs for each in environments(run)]
+    revisions = [each.get("revision") for each in made_from]
     if len(set(map(str, filter(None, revisions)))) > 1:
         found.append("Runs were made from different commits of the source.")
-    if any(table(run.summary, "commit").get("dirty") for run in runs):
+    if any(each.get("dirty") for each in made_from):
         found.append("Some runs were made from source with uncommitted changes.")
     if len(hardware(runs)) > 1:
         found.append("Runs were made on different hardware, threads or precision: do not compare their times.")

@@ -1,33 +1,44 @@
 """What runs were made with: hardware, versions, commits of the source, and when."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 from chtconv.report.run import Run, table
 
 
+def environments(run: Run) -> Iterator[Mapping[str, Any]]:
+    """What a run was computed with: that of its last process, then those of others that computed part of it."""
+    yield run.summary
+    earlier = run.summary.get("earlier")
+    if isinstance(earlier, list):
+        yield from (each for each in earlier if isinstance(each, dict))
+
+
 def hardware(runs: Iterable[Run]) -> list[str]:
     """Processor with its instruction set, or GPU, threads and precision of each run, what is the same once."""
-    found = []
-    for run in runs:
-        known, precision = table(run.summary, "hardware"), run.config.get("precision")
-        device, cpu, threads = (known.get(name) for name in ("device", "cpu", "threads"))
-        # Processors of several generations go by one name on rented machines.
-        cpu = f"{cpu} with {known['instructions']}" if "instructions" in known else cpu
-        where = f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else f"{device} ({cpu})"
-        found.append(f"{where}, {precision}" if known else "")
-    return distinct(found)
+    return distinct(
+        _machine(table(each, "hardware"), run.config.get("precision")) for run in runs for each in environments(run)
+    )
+
+
+def _machine(known: Mapping[str, Any], precision: Any) -> str:
+    device, cpu, threads = (known.get(name) for name in ("device", "cpu", "threads"))
+    # Processors of several generations go by one name on rented machines.
+    cpu = f"{cpu} with {known['instructions']}" if "instructions" in known else cpu
+    where = f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else f"{device} ({cpu})"
+    return f"{where}, {precision}" if known else ""
 
 
 def versions(runs: Iterable[Run]) -> list[str]:
     """Versions of what runs were made with."""
-    tables = (table(run.summary, "versions") for run in runs)
+    tables = (table(each, "versions") for run in runs for each in environments(run))
     return distinct(", ".join(f"{name} {version}" for name, version in each.items()) for each in tables)
 
 
 def commits(runs: Iterable[Run]) -> list[str]:
     """Commits of the source that runs were made from."""
-    tables = (table(run.summary, "commit") for run in runs)
+    tables = (table(each, "commit") for run in runs for each in environments(run))
     return distinct(
         f"commit {str(each.get('revision'))[:10]}{' with changes' if each.get('dirty') else ''}"
         for each in tables

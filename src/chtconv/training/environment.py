@@ -10,9 +10,15 @@ from typing import Any
 import torch
 
 
+def describe(device: torch.device) -> dict[str, Any]:
+    """What this process computes with: ``versions``, ``hardware`` and ``commit``."""
+    return {"versions": versions(), "hardware": hardware(device), "commit": commit()}
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, torch and chtconv."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "chtconv": package_version()}
+    # Plain text, which a checkpoint may hold.
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "chtconv": package_version()}
 
 
 def package_version() -> str:

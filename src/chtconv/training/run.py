@@ -18,6 +18,7 @@ from chtconv.sparse_compute.acceleration import Acceleration, accelerate
 from chtconv.topology import Topology, sparsify
 from chtconv.training.config import DENSE, Config
 from chtconv.training.device import check_backend, check_machine, is_fused, resolve
+from chtconv.training.environment import describe
 from chtconv.training.step import Step, cuda_graph
 
 _EVALUATION_BATCH = 256
@@ -36,6 +37,8 @@ class Run:
         topology: the links of its convolutions; None for a dense run.
         batches: training batches.
         step: the training step.
+        environment: what this process computes with, see :mod:`chtconv.training.environment`.
+        earlier: what earlier processes computed with, each that was another one once.
         epoch: epochs done.
         metrics: a row an epoch done.
         started: UTC, ISO 8601.
@@ -49,6 +52,8 @@ class Run:
     topology: Topology | None
     batches: Batches
     step: Step
+    environment: dict[str, Any]
+    earlier: list[dict[str, Any]] = field(default_factory=list)
     epoch: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -79,6 +84,7 @@ class Run:
             "labels": self.dataset.labels,
             "metrics": self.metrics,
             "started": self.started,
+            "environments": [*self.earlier, self.environment],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "topology": self.topology.state_dict() if self.topology else None,
@@ -104,6 +110,7 @@ class Run:
         if self._acceleration:
             self._acceleration.load_state_dict(state["backend"])
         self.epoch, self.metrics, self.started = state["epoch"], state["metrics"], state["started"]
+        self.earlier = [each for each in state.get("environments", []) if each != self.environment]
 
     def flops(self) -> dict[str, float]:
         """Floating point operations so far, those of the same network with all links beside them.
@@ -166,7 +173,7 @@ def prepare(config: Config) -> Run:
         accelerate(model, topology, backend=backend)
     recorder = cuda_graph if machine.step == "captured" else None
     step = Step(model, optimizer, topology, batches, device, machine.precision, recorder)
-    return Run(config, device, dataset, model, optimizer, topology, batches, step)
+    return Run(config, device, dataset, model, optimizer, topology, batches, step, describe(device))
 
 
 def check_network(config: Config) -> None:

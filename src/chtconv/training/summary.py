@@ -4,7 +4,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from chtconv.sparse_compute import backends
-from chtconv.training import environment
 from chtconv.training.run import Run
 
 
@@ -14,7 +13,9 @@ def summarise(run: Run) -> dict[str, Any]:
     ``test_accuracy``, the headline, is the last epoch's, and so is ``validation_accuracy`` (None without such images).
     Beside them stand the test accuracy of the epoch that was best on the validation images, and the best test epoch,
     which flatters. Accuracies and sparsities are fractions; the earliest epoch wins a tie. ``flops`` are those of
-    :meth:`chtconv.training.run.Run.flops`; ``labels`` is a digest of the labels of the data set.
+    :meth:`chtconv.training.run.Run.flops`; ``labels`` is a digest of the labels of the data set. ``versions``,
+    ``hardware`` and ``commit`` are those of the process that ended the run; ``earlier`` has those of other processes
+    that computed part of it.
     """
     metrics, stats = run.metrics, run.topology.stats() if run.topology else None
     seconds = sum(row["seconds"] for row in metrics)
@@ -42,9 +43,8 @@ def summarise(run: Run) -> dict[str, Any]:
         "labels": run.dataset.labels,
         "layers": layers(run),
         "config": run.config.to_dict(),
-        "versions": environment.versions(),
-        "hardware": environment.hardware(run.device),
-        "commit": environment.commit(),
+        **run.environment,
+        "earlier": run.earlier,
         "started": run.started,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
