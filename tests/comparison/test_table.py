@@ -15,7 +15,7 @@ from chtconv.comparison.result import read_lines
 from chtconv.comparison.rows import check_line, rows
 from chtconv.comparison.sheets import LEGEND, paper_sheet, ranges, sheets
 from chtconv.comparison.statistics import holm
-from chtconv.comparison.table import CONTROLS, tables
+from chtconv.comparison.table import CONTROL_METHODS, tables
 from chtconv.comparison.table1 import table1
 from chtconv.errors import ConfigurationError
 from chtconv.methods import METHODS
@@ -339,7 +339,7 @@ def test_controls_are_alike_also_where_they_take_no_notice_or_links_move_by_them
 
 
 def test_the_controls_are_the_methods_that_say_so():
-    assert set(CONTROLS) == {name for name, known in METHODS.items() if known.summary.startswith("control")}
+    assert set(CONTROL_METHODS) == {name for name, known in METHODS.items() if known.summary.startswith("control")}
 
 
 def test_comparisons_are_paired_over_common_seeds():

@@ -14,7 +14,7 @@ from chtconv.methods import METHODS
 # What variants are compared with. GraNet changes its density: it is a baseline of those that do so alike.
 BASELINES: Final = ("set", "rigl", "granet")
 # What link prediction has to beat, beside what it predicts with.
-CONTROLS: Final = ("random_turnover", "shuffled", "occupancy", "input_degree", "in_bounds")
+CONTROL_METHODS: Final = ("random_turnover", "shuffled", "occupancy", "input_degree", "in_bounds")
 _IN_TITLE: Final = ("dataset", "model", "width", "epochs", "validation")
 
 
@@ -119,12 +119,12 @@ def _allocation(row: Row) -> str | None:
 def _controls(row: Row, block: Sequence[Row]) -> Iterator[Row]:
     """The controls of a row that predicts links; none for others."""
     known = METHODS.get(row.method)
-    if known is None or not known.uses_scores or not {row.method, row.config["predictor"]}.isdisjoint(CONTROLS):
+    if known is None or not known.uses_scores or {row.method, row.config["predictor"]} & set(CONTROL_METHODS):
         return
     alike = {"allocation": allocation_of(row.config), "windows": row.config["windows"]}
     for each in _near(row, block):
         # With the row's values it is the same: it has them, or takes no notice of them.
-        if each.method in CONTROLS and same_run(each.config, {**each.config, **alike}):
+        if each.method in CONTROL_METHODS and same_run(each.config, {**each.config, **alike}):
             yield each
 
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from chtconv.sparse_compute import layout
 from chtconv.sparse_compute.blocked_tensor import Blocked, handles
 from chtconv.sparse_compute.memory import empty
+from chtconv.sparse_compute.problem import pair
 
 aten = torch.ops.aten
 _LARGEST_WINDOW = 255  # positions of a window are kept in a byte
@@ -26,10 +27,6 @@ def _geometry(*numbers: int) -> Any:
     """
     assert len(numbers) == 15
     return (ctypes.c_int64 * 15)(*numbers)
-
-
-def _pair(numbers: Sequence[int]) -> tuple[int, int]:
-    return (numbers[0], numbers[-1])
 
 
 def _out_size(size: int, kernel: int, step: int, pad: int, dilation: int, ceil: bool) -> int:
@@ -50,8 +47,8 @@ def _plan(
     divisor: int = 0,
 ) -> tuple[tuple[int, int], Any] | None:
     """Output height and width and the geometry; None for what the kernels do not do."""
-    (n, c, h, w), kernel, padding, dilation = x.shape, _pair(kernel), _pair(padding), _pair(dilation)
-    step = _pair(stride) if stride else kernel
+    (n, c, h, w), kernel, padding, dilation = x.shape, pair(kernel), pair(padding), pair(dilation)
+    step = pair(stride) if stride else kernel
     for k, s, p, d in zip(kernel, step, padding, dilation, strict=True):
         if k < 1 or s < 1 or d < 1 or p < 0 or 2 * p > k or (d > 1 and p):
             return None

@@ -17,6 +17,7 @@ from chtconv.sparse_compute.computation import observed
 from chtconv.sparse_compute.convolution import sparse_outputs
 from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.links import Links
+from chtconv.sparse_compute.problem import pair
 from chtconv.sparse_compute.program import OPAQUE, SparseTensor, Step, function_of, mapped
 
 
@@ -155,9 +156,9 @@ class SparseConvolution(Operation):
         self.groups: int = args.get("groups", 1)
         self.links = Links.of_lists(*_lists(weight, self.groups), weight.shape, self.groups)
         self.register_buffer("values", weight.values)
-        self.stride, self.dilation = (_pair(args.get(key, 1)) for key in ("stride", "dilation"))
+        self.stride, self.dilation = (pair(args.get(key, 1)) for key in ("stride", "dilation"))
         padding = args.get("padding", 0)
-        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        self.padding = padding if isinstance(padding, str) else pair(padding)
 
     def _tensors(self) -> dict[str, Any]:
         """The weight from its index lists, and the bias."""
@@ -200,10 +201,6 @@ class SparseConvolution(Operation):
         """What :func:`print` shows: the name, the shape and the number of links."""
         links = len(self.links.codes)
         return f"{self.name}, weight {list(self.shape)}, {links} links of {math.prod(self.shape)}"
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _lists(weight: SparseTensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chtconv.sparse_compute.computation import IN_GRAPHS, TYPES, Capturing, Computation
 from chtconv.sparse_compute.convolution import sparse_conv2d
 from chtconv.sparse_compute.graphs import convolution_in_graph
+from chtconv.sparse_compute.problem import pair
 from chtconv.sparse_compute.tuning import dense_type
 
 # Attributes of an accelerated module. Compiled graphs look only at the second, and at IN_GRAPHS.
@@ -44,9 +45,9 @@ class SparseForward(nn.Conv2d):
             weight,
             self.bias,
             links,
-            stride=_pair(self.stride),
+            stride=pair(self.stride),
             padding=self.padding,
-            dilation=_pair(self.dilation),
+            dilation=pair(self.dilation),
             groups=self.groups,
             # Asked in the backward pass: a topology may be told in between that it is wanted.
             dense_gradient=cast(bool, Capturing(computation)),
@@ -116,8 +117,3 @@ def take_back(module: nn.Module) -> None:
         module.__class__ = cast(SparseForward, module)._plain
     for name in (COMPUTATION, _NUMBER, IN_GRAPHS):
         module.__dict__.pop(name, None)
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    first, second = values
-    return first, second

@@ -10,7 +10,7 @@ from chtconv.onednn import overruns, plain
 from chtconv.sparse_compute.blocked import to_blocked, to_dense
 from chtconv.sparse_compute.convolution import gradients, sparse_conv2d
 from chtconv.sparse_compute.links import Links
-from chtconv.sparse_compute.problem import Geometry
+from chtconv.sparse_compute.problem import Geometry, pair
 from chtconv.sparse_compute.tuning import Measurement, fastest
 
 
@@ -27,7 +27,7 @@ def measure(module: nn.Conv2d, input: Tensor, links: Links, passes: str, dense_t
     """
     weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
     dense = to_dense(input.detach()).to(weight.dtype)
-    geometry = Geometry.of(dense, weight.shape[2:], _pair(module.stride), module.padding, _pair(module.dilation))
+    geometry = Geometry.of(dense, weight.shape[2:], pair(module.stride), module.padding, pair(module.dilation))
     blocked = dense if geometry.flat else to_blocked(dense)
     # As many conversions as the activations have passes.
     ways = 0 if geometry.flat else len(passes.replace("w", ""))
@@ -87,8 +87,3 @@ def _dense(
 
 def _wanted(passes: str, bias: Tensor | None) -> tuple[bool, bool, bool]:
     return "i" in passes, "w" in passes, "w" in passes and bias is not None
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    first, second = values
-    return first, second

@@ -73,7 +73,7 @@ class Geometry:
         else:
             before = after = list(padding)
         batch, _, *size = x.shape
-        return cls(batch, _pair(size), stride, _pair(before), _pair(after), dilation, _pair(window))
+        return cls(batch, pair(size), stride, pair(before), pair(after), dilation, pair(window))
 
     @property
     def flat(self) -> bool:
@@ -84,7 +84,7 @@ class Geometry:
     def out_size(self) -> Pair:
         """Height and width of the output; not above 0 where the window does not fit."""
         sizes = zip(self.size, self.padding, self.after, self.dilation, self.window, self.stride, strict=True)
-        return _pair([(n + b + a - d * (k - 1) - 1) // s + 1 for n, b, a, d, k, s in sizes])
+        return pair([(n + b + a - d * (k - 1) - 1) // s + 1 for n, b, a, d, k, s in sizes])
 
     def shape(self, channels: int, size: Pair) -> tuple[int, ...]:
         """Of a tensor in memory: blocked, or flat."""
@@ -235,7 +235,7 @@ def _input_gradients(kernels: Library, links: Links, geometry: Geometry, weight:
             kernels, weight.dtype, geometry, starts, codes, positions[origin],
             channels=links.shape[0],
             size=geometry.out_size,
-            out_size=_pair([-(-(n - f) // s) for n, f, s in zip(geometry.size, first, step, strict=True)]),
+            out_size=pair([-(-(n - f) // s) for n, f, s in zip(geometry.size, first, step, strict=True)]),
             out_whole=geometry.size,
             out_step=step,
             first=first,
@@ -253,6 +253,6 @@ def _axes(geometry: Geometry) -> Iterator[tuple[int, int, int]]:
     return zip(geometry.window, geometry.dilation, geometry.padding, strict=True)
 
 
-def _pair(values: Sequence[int]) -> Pair:
-    first, second = values
-    return first, second
+def pair(value: int | Sequence[int]) -> Pair:
+    """A number for rows and one for columns, of one for both as torch takes it too."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
