@@ -1,6 +1,7 @@
-"""After states were loaded: whether weights, optimizer state and masks belong together."""
+"""What is loaded: whether it is the state of this topology, and whether weights and optimizer state fit its masks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,27 +13,69 @@ from chtconv.enforcement.bits import is_zero_off_mask, matching
 from chtconv.enforcement.sharding import is_sharded, local, local_state
 from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.errors import ConfigurationError
+from chtconv.randomness import canonical_names
 
 # Some entries may have become 0 since, in a type of less range.
 _TOLERATED = 0.99
+# What the states of a topology and of a layer must hold.
+_STATE = {"step_count", "evolutions", "masks", "layers", "records"}
+_LAYER = {"links", "explored", "newest", "stopped", "link_steps", "dense_steps", "momentum"}
 
 
-# What the state of a layer must hold.
-_STATE = {"links", "explored", "newest", "stopped", "link_steps", "dense_steps", "momentum"}
+@dataclass(frozen=True)
+class Checked:
+    """The state of a topology; masks, layers and counts by the :attr:`SparseLayer.seed_name` of their layers.
+
+    Attributes:
+        step_count: optimizer steps.
+        evolutions: evolutions.
+        masks: bool, of the shapes of the weights.
+        layers: what :meth:`SparseLayer.state_dict` returned.
+        counts: what :func:`count_set` said; without layers that nobody counted.
+        records: rows of the record, under the names that the layers have here.
+    """
+
+    step_count: int
+    evolutions: int
+    masks: Mapping[str, Tensor]
+    layers: Mapping[str, dict[str, Any]]
+    counts: dict[str, dict[str, int]]
+    records: list[dict[str, Any]]
 
 
-def check_state(layer: SparseLayer, mask: Tensor, state: Mapping[str, Any]) -> None:
-    """Refuses a mask and a state that are not those of this layer.
-
-    Args:
-        layer: the layer.
-        mask: to be loaded.
-        state: to be loaded beside it, see :meth:`SparseLayer.state_dict`.
+def check_state(state: Any, layers: Sequence[SparseLayer]) -> Checked:
+    """A state, as far as it is that of these layers, whatever wrappers of the model have put before their names.
 
     Raises:
-        ConfigurationError: another shape, type or number of links, or a part that is missing.
+        ConfigurationError: something else, masks of other layers, shapes or numbers of links, or a part that is
+            missing.
     """
-    if missing := sorted(_STATE - state.keys()):
+    if not isinstance(state, dict) or not state.keys() >= _STATE:
+        raise ConfigurationError(
+            f"state={type(state).__name__}: accepted is what topology.state_dict() returned, with {sorted(_STATE)}."
+        )
+    names = canonical_names(state["masks"])
+    masks, of_layers = (
+        {names.get(key, key): value for key, value in state[part].items()} for part in ("masks", "layers")
+    )
+    by_name = {layer.seed_name: layer for layer in layers}
+    if set(masks) != set(by_name):
+        raise ConfigurationError(f"the state holds masks of {sorted(masks)}; the sparse layers are {sorted(by_name)}.")
+    for name, layer in by_name.items():
+        _check_layer(layer, masks[name], of_layers.get(name, {}))
+    own = {name: by_name[short].name for name, short in names.items()}
+    return Checked(
+        int(state["step_count"]),
+        int(state["evolutions"]),
+        masks,
+        of_layers,
+        {names[key]: dict(value) for key, value in state.get("set", {}).items()},
+        [row | {"layer": own.get(row["layer"], row["layer"])} for row in state["records"]],
+    )
+
+
+def _check_layer(layer: SparseLayer, mask: Tensor, state: Mapping[str, Any]) -> None:
+    if missing := sorted(_LAYER - state.keys()):
         raise ConfigurationError(
             f"layer {layer.name}: the state to load lacks {', '.join(missing)}; accepted is what "
             "topology.state_dict() returned."

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from chtconv.enforcement.hooks import WeakHook
+from chtconv.enforcement.attachment import is_attached
 from chtconv.enforcement.optimizer_state import check_supported, group_of
 from chtconv.enforcement.sparse_layer import Settings
 from chtconv.errors import ChtconvWarning, ConfigurationError, check_name
@@ -20,7 +20,6 @@ from chtconv.layers.matrix import TRANSPOSED, Layer, matrix_shape, positions_of
 from chtconv.methods.removal import REMOVALS
 from chtconv.scores.api import check_names, check_paths
 from chtconv.scores.controls import CONTROLS
-from chtconv.topology.topology import MARK
 
 
 def check_weights(model: nn.Module, modules: Mapping[str, Layer], optimizers: Sequence[Optimizer]) -> None:
@@ -31,7 +30,7 @@ def check_weights(model: nn.Module, modules: Mapping[str, Layer], optimizers: Se
             owners.setdefault(parameter, []).append(name or type(module).__name__)
     for name, module in modules.items():
         weight = weight_of(module, name)
-        if getattr(module, MARK, WeakHook()).alive:
+        if is_attached(module):
             raise ConfigurationError(f"layer {name} is sparse already; call detach() on its topology first.")
         if len(owners[weight]) > 1:
             raise ConfigurationError(

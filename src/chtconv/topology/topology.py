@@ -15,29 +15,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from chtconv.enforcement.attachment import attach, detach
 from chtconv.enforcement.averages import Averages
 from chtconv.enforcement.distributed import Ranks, agree, average_gradients, verify
-from chtconv.enforcement.hooks import PlainState, WeakHook
 from chtconv.enforcement.loading import check_fits, check_state, check_uncut, count_set
 from chtconv.enforcement.optimizer_state import reset_off_mask
 from chtconv.enforcement.sharding import is_sharded, local_state
 from chtconv.enforcement.sparse_layer import SparseLayer
 from chtconv.enforcement.stepping import Stepping
 from chtconv.errors import ConfigurationError
-from chtconv.layers import input_size
 from chtconv.layers.chains import Link
 from chtconv.layers.consecutive import consecutive_layers
 from chtconv.layers.matrix import from_matrix
 from chtconv.methods.schedule import Schedule
-from chtconv.randomness import canonical_names, generator
+from chtconv.randomness import generator
 from chtconv.topology.evolution import Evolved, evolve
 from chtconv.topology.metrics import FROM_RECORD, anp, layer_stats, overall_evolution, overall_stats
 from chtconv.topology.record import Record
-
-# What a state must hold.
-_STATE = {"step_count", "evolutions", "masks", "layers", "records"}
-# Marks a module whose weight has a mask already.
-MARK = "_chtconv_topology"
 
 
 class Acceleration(Protocol):
@@ -101,7 +95,8 @@ class Topology:
             count=self.step,
             loaded=self._after_load,
         )
-        self._register_hooks()
+        for layer in layers:
+            attach(layer, self._after_load)
         self._arm()
         if state is not None:
             try:
@@ -376,22 +371,6 @@ class Topology:
             method = layer.settings.method
             layer.capture(method.needs_dense_gradients and (evolves_next or method.worth == "momentum"))
 
-    def _register_hooks(self) -> None:
-        """Those of the model, which does not own what they call; see :class:`WeakHook`."""
-        for layer in self._layers:
-            module = layer.module
-            after_load = WeakHook(self._after_load)
-            setattr(module, MARK, after_load)
-            layer.hooked = layer.weight
-            of_module = [
-                module.register_load_state_dict_post_hook(after_load),  # type: ignore[no-untyped-call]
-                *input_size.observe(module),
-            ]
-            PlainState.put(module, of_module)
-            layer.handles += [*of_module, layer.weight.register_post_accumulate_grad_hook(WeakHook(layer.accumulated))]
-            if layer.settings.method.needs_dense_gradients:
-                layer.handles.append(layer.weight.register_hook(WeakHook(layer.before_accumulation)))
-
     def _enforce_layers(self, layers: Sequence[SparseLayer]) -> None:
         for layer in layers:
             self._enforce_layer(layer)
@@ -450,27 +429,11 @@ class Topology:
             ConfigurationError: masks of other layers, shapes or numbers of links, or a part that is missing; the
                 topology is then as it was.
         """
-        if not isinstance(state, dict) or not state.keys() >= _STATE:
-            raise ConfigurationError(
-                f"state={type(state).__name__}: accepted is what topology.state_dict() returned, with {sorted(_STATE)}."
-            )
-        names = canonical_names(state["masks"])
-        masks, layers = (
-            {names.get(key, key): value for key, value in state[part].items()} for part in ("masks", "layers")
-        )
-        if set(masks) != {layer.seed_name for layer in self._layers}:
-            raise ConfigurationError(
-                f"the state holds masks of {sorted(masks)}; "
-                f"the sparse layers are {sorted(layer.seed_name for layer in self._layers)}."
-            )
+        checked = check_state(state, self._layers)
         for layer in self._layers:
-            check_state(layer, masks[layer.seed_name], layers.get(layer.seed_name, {}))
-        for layer in self._layers:
-            layer.load_state_dict(masks[layer.seed_name], layers[layer.seed_name])
-        self.step_count, self.evolutions = int(state["step_count"]), int(state["evolutions"])
-        own = {name: each.name for name, short in names.items() for each in self._layers if each.seed_name == short}
-        self._record = Record([row | {"layer": own.get(row["layer"], row["layer"])} for row in state["records"]])
-        self._saved = {names[key]: dict(value) for key, value in state.get("set", {}).items()}
+            layer.load_state_dict(checked.masks[layer.seed_name], checked.layers[layer.seed_name])
+        self.step_count, self.evolutions = checked.step_count, checked.evolutions
+        self._record, self._saved = Record(checked.records), checked.counts
         self._unchecked = True
         self._arm()
 
@@ -481,13 +444,7 @@ class Topology:
             self.acceleration.take_back()
             self.acceleration = None
         for layer in self._layers:
-            for handle in layer.handles:
-                handle.remove()
-            layer.handles.clear()
-            layer.capture(False)
-            layer.module.__dict__.pop(MARK, None)
-            PlainState.remove(layer.module)
-            input_size.forget(layer.module)
+            detach(layer)
         # A callback of an evolution may detach.
         self._stepping.end(keep=self._evolving)
         self._averages.clear()
