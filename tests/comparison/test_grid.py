@@ -121,6 +121,7 @@ def test_a_methods_own_values_are_the_same_named_or_not() -> None:
     within = SHORT.replace(method="chts", kernel_shares="scores", allocation="layer")
     assert canonical(within, SHORT) == within
     assert canonical(SHORT.replace(method="rigl", smoothing=0.5), SHORT) == SHORT.replace(method="rigl")
+    assert SHORT.replace(layers="features.0, features.3") == SHORT.replace(layers="features.0,features.3")
     residual = SHORT.replace(model="resnet18")
     assert canonical(residual.replace(dropout=0.1), SHORT) == canonical(residual, SHORT)
     assert canonical(SHORT.replace(dropout=0.1), SHORT) != SHORT

@@ -298,6 +298,8 @@ def test_numbers_are_replaced_by_what_a_function_makes_of_them():
     alias = b.detach()
     assert b.apply_(lambda number: number * 2) is b
     assert torch.equal(to_dense(alias), x * 2)
+    with pytest.raises(RuntimeError, match=r"accepted is x\.detach"):
+        F.relu(b.requires_grad_()).apply_(abs)
 
 
 def test_leaves_of_this_kind_are_trained():

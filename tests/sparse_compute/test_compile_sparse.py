@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import prune
+from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
 import chtconv
@@ -431,7 +432,7 @@ class Counting(nn.Module):
         super().__init__()
         self.register_buffer("buffer", torch.zeros(3))
         self.bias = nn.Parameter(torch.zeros(3))
-        self.plain, self.kept, self._forward = torch.zeros(3), torch.zeros(3), forward
+        self.plain, self.kept, self.number, self._forward = torch.zeros(3), torch.zeros(3), 0, forward
 
     def forward(self, x):
         return self._forward(self, x)
@@ -453,6 +454,13 @@ CHANGING = {
     "a tensor that is written to": ("plain", lambda m, x: (m.plain.add_(1), x + m.plain)[1]),
     "a tensor that is replaced": ("plain", _replaced("plain", lambda m, x: m.plain + 1)),
     "an average": ("plain", _replaced("plain", lambda m, x: torch.lerp(m.plain, x.mean(0), 0.1))),
+    "after it was read": ("buffer", lambda m, x: (x + m.buffer, m.buffer.add_(1))[0]),
+    "past autograd": ("bias", lambda m, x: (m.bias.data.clamp_(0, 1), x + m.bias)[1]),
+    "detached": ("bias", lambda m, x: (m.bias.detach().clamp_(0, 1), x + m.bias)[1]),
+    "a view": ("buffer", lambda m, x: (m.buffer.view(3, 1).add_(1), x + m.buffer)[1]),
+    "a part": ("buffer", lambda m, x: (m.buffer[0].add_(1), x + m.buffer)[1]),
+    "a number": ("number", _replaced("number", lambda m, x: m.number + 1)),
+    "computed of it": ("plain", lambda m, x: (m.plain.add_(1), x + m.plain * 2)[1]),
 }
 
 
@@ -461,25 +469,84 @@ def test_models_that_change_what_they_compute_with_are_refused(case):
     name, forward = CHANGING[case]
     model = Counting(forward).eval()
     before = getattr(model, name)
-    with pytest.raises(ConfigurationError, match=f"^{name}: forward changes it in eval mode"):
+    with pytest.raises(ConfigurationError, match=f"^{name}: forward computes with it and changes it in eval mode"):
         compile_sparse(model)
     assert getattr(model, name) is before
-    assert before.tolist() == [0, 0, 0]
+    assert not torch.as_tensor(before).any()
 
 
-def test_models_may_keep_what_they_computed():
-    def forward(m, x):
-        m.kept = x * 2
-        return m.kept + m.plain + m.buffer
+def _lazily(m, x):
+    if not m.number:
+        m.plain, m.number = torch.arange(3.0), 1
+    return x + m.plain
 
-    images = torch.randn(2, 3)
-    assert torch.equal(compile_sparse(Counting(forward).eval())(images), images * 2)
+
+def _summed(m, x):
+    total = torch.zeros(2, 3)
+    total.add_(x)
+    total += m.bias
+    return total
+
+
+def _changed_again(m, x):
+    m.plain = torch.arange(3.0)
+    return x * m.plain
+
+
+LEAVING = {
+    "a result": lambda m, x: setattr(m, "kept", x * 2) or m.kept + m.plain + m.buffer,
+    "a result in a buffer": lambda m, x: setattr(m, "buffer", x.mean(0)) or x * 2,
+    "a counter": lambda m, x: (m.buffer.add_(1), setattr(m, "number", m.number + 1), x)[-1],
+    "a counter that is no buffer": lambda m, x: (operator.iadd(m.plain, 1), x)[1],
+    "a buffer that counts": lambda m, x: setattr(m, "buffer", operator.iadd(m.buffer, 1)) or x,
+    "what it saw": lambda m, x: setattr(m, "kept", torch.maximum(m.kept, x.abs().amax(0))) or x * 2,
+    "a table, made when it is needed": _lazily,
+    "a table, made anew": _changed_again,
+    "another view": lambda m, x: setattr(m, "plain", m.plain.view(1, 3)) or x + m.plain,
+    "the same numbers": lambda m, x: x + m.plain.fill_(1.0),
+    "a tensor of another size": lambda m, x: m.plain.resize_(5) is None or x,
+    "what is new in every call": _summed,
+}
+
+
+@pytest.mark.parametrize("case", LEAVING)
+def test_models_may_leave_behind_what_they_do_not_compute_with(case):
+    model, images = Counting(LEAVING[case]).eval(), torch.randn(2, 3)
+    before = {key: value for key, value in {**vars(model), **model._buffers}.items() if not key.startswith("_")}
+    numbers = {key: torch.as_tensor(value).clone() for key, value in before.items()}
+    compiled = compile_sparse(model)
+    now = {key: value for key, value in {**vars(model), **model._buffers}.items() if not key.startswith("_")}
+    assert now.keys() == before.keys()
+    assert all(now[key] is value and torch.equal(torch.as_tensor(value), numbers[key]) for key, value in before.items())
+    for _ in range(2):
+        assert torch.equal(compiled(images), model(images))
+
+
+def test_modules_of_other_kinds_are_traced_past():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.lazy = nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d()
+            self.register_buffer("later", nn.UninitializedBuffer())
+            self.scripted = torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))
+
+        @property
+        def plain(self):
+            raise AssertionError("nobody asked for it")
+
+        def forward(self, x):
+            return self.conv(x)
+
+    model, images = Several().eval(), torch.randn(2, 3, 6, 6)
+    vars(model)["plain"] = torch.zeros(3)
+    same(compile_sparse(model)(images), model(images).detach())
 
 
 def test_sparse_layers_are_copied_and_shared():
     model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 4)), torch.randn(9, 3, 6, 6)
     compiled = compile_sparse(trained(model, 0.9), backend="sparse")
-    assert set(compiled.backends.values()) == {"sparse"}
+    linear = "sparse" if torch.backends.mkl.is_available() else "dense"
+    assert compiled.backends == {"0": "dense" if library() is None else "sparse", "2": linear}
     expected = compiled(images)
     identical(copy.deepcopy(compiled)(images), expected)
     identical(compiled.share_memory()(images), expected)
@@ -580,6 +647,25 @@ def test_transforms_are_for_models_without_sparse_convolutions(how, batch):
             ConfigurationError, match=r"^layer 0: a sparse convolution that is traced, .*the model itself"
         ):
             TRANSFORMS[how](compile_sparse(model, backend="sparse"), images)
+
+
+def _counted(model, x):
+    with FlopCounterMode(display=False):
+        return model(x)
+
+
+LINEAR_TRANSFORMS = TRANSFORMS | {
+    "exported strictly": lambda model, x: torch.export.export(model, (x,), strict=True).module()(x),
+    "counted": _counted,
+}
+
+
+@pytest.mark.parametrize("how", LINEAR_TRANSFORMS)
+@pytest.mark.filterwarnings("ignore")
+def test_transforms_of_sparse_linear_layers(how):
+    model, x = trained(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4)), 0.9), torch.randn(3, 64)
+    compiled = compile_sparse(model, backend="sparse")
+    same(LINEAR_TRANSFORMS[how](compiled, x), compiled(x))
 
 
 class Wrapper(nn.Module):
@@ -735,6 +821,34 @@ def test_types_that_do_not_hold_the_weights_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
     compiled.save(tmp_path / "file", values=torch.bfloat16)
     assert load_compiled(tmp_path / "file")(torch.ones(1, 1, 1, 1)).item() == pytest.approx(1e5, rel=1 / 256)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(64, 4), nn.Conv2d(3, 8, 3)])
+def test_a_sparse_layer_of_a_constant_is_saved(tmp_path, layer):
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.query = (
+                layer,
+                nn.Parameter(torch.randn((2, 64) if len(layer.weight) == 4 else (9, 3, 4, 4))),
+            )
+
+        def forward(self, x):
+            return self.layer(self.query) + x
+
+    compiled, x = compile_sparse(trained(Asking(), 0.95), backend="sparse"), torch.randn(1)
+    compiled.save(tmp_path / "file")
+    identical(load_compiled(tmp_path / "file")(x), compiled(x))
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):
+    compiled = compile_sparse(trained(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), 0.97), backend="sparse")
+    monkeypatch.setattr(compiled_file, "_MOST", 2 * 64 * 64)
+    with pytest.raises(ConfigurationError, match=r"step 1 \(linear\): 4096 numbers: accepted are fewer than 8192"):
+        compiled.save(tmp_path / "file")
+    monkeypatch.setattr(compiled_file, "_MOST", 2 * 64 * 64 + 1)
+    compiled.save(tmp_path / "file")
+    load_compiled(tmp_path / "file")
 
 
 def test_all_weights_are_saved_in_half_the_bytes(tmp_path):

@@ -3,9 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+_WITHOUT_VALUES = (UninitializedParameter, UninitializedBuffer)
 
 
 class Tracer(fx.Tracer):
@@ -21,10 +24,10 @@ class Tracer(fx.Tracer):
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """At the end, sets back what modules hold: parameters, buffers and attributes, in lists and dictionaries too.
+    """At the end, sets back the attributes of modules, their parameters and buffers, and lists, dictionaries and sets.
 
-    Whether modules are in training mode is among it, and so are the numbers in tensors that are neither parameters nor
-    buffers, into which ``forward`` really writes when it is traced.
+    Whether modules are in training mode is among it, and so are the numbers in attributes that are tensors, into which
+    ``forward`` really writes when it is traced. Numbers in parameters and buffers are not: it traces these.
     """
     modules = [(module.__dict__, module.__dict__.copy()) for module in model.modules()]
     values = [value for _, attributes in modules for value in attributes.values()]
@@ -37,13 +40,15 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             held.clear()
             (held.extend if isinstance(held, list) else held.update)(before)
         for tensor, version, numbers in tensors:
-            if tensor._version != version:
+            if tensor.shape != numbers.shape:
+                tensor.data = numbers
+            elif tensor._version != version:
                 tensor.detach().copy_(numbers)
 
 
-def is_watched(value: Any) -> bool:
+def is_watched(value: Any) -> TypeGuard[Tensor]:
     """Whether a value is a tensor whose version tells that somebody wrote into it."""
-    return isinstance(value, Tensor) and not value.is_inference()
+    return isinstance(value, Tensor) and not isinstance(value, _WITHOUT_VALUES) and not value.is_inference()
 
 
 def unwrapped_model(model: nn.Module) -> tuple[nn.Module, str]:

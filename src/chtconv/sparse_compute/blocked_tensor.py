@@ -103,7 +103,9 @@ class Blocked(Tensor):
         return to_dense(self).__dlpack__(**options)
 
     def apply_(self, function: Callable[[float], float]) -> "Blocked":
-        """Replaces every number by what a Python function makes of it."""
+        """Replaces every number by what a Python function makes of it; outside of autograd, as for other tensors."""
+        if self.requires_grad:
+            raise RuntimeError("apply_ of an activation that requires grad: accepted is x.detach().apply_(function).")
         self.copy_(to_dense(self.detach()).apply_(function))
         return self
 

@@ -55,6 +55,7 @@ class _Writer:
     def __init__(self, numbers: dict[Step, int], values: torch.dtype | None) -> None:
         self.numbers, self.values = numbers, values
         self.content: dict[str, Tensor] = {}
+        self.left = _MOST
 
     def step(self, step: Step) -> dict[str, Any]:
         if step.op == OPAQUE:
@@ -106,6 +107,11 @@ class _Writer:
             # A copy: safetensors refuses tensors that share memory.
             self.content[name] = _narrowed(dense, stored).contiguous().clone()
             return {"tensor": name} | described
+        self.left -= size
+        if self.left <= 0:
+            raise ConfigurationError(
+                f"{size} numbers: accepted are fewer than {_MOST} in all tensors together that are stored sparsely."
+            )
         self.content |= {
             f"{name}.values": _narrowed(sparse.values, stored).contiguous(),
             f"{name}.high": high,

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from chtconv.sparse_compute.library import library
 from chtconv.sparse_compute.links import Links
 from chtconv.sparse_compute.problem import pair
 from chtconv.sparse_compute.program import OPAQUE, SparseTensor, Step, function_of, mapped
+
+# Of a sparse matrix in rows.
+_PARTS: Final = ("starts", "columns", "values")
+# torch 2.6 does not tell exporting from compiling.
+_is_exporting: Final[Callable[[], bool]] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 @dataclass(frozen=True)
@@ -161,13 +166,13 @@ class SparseConvolution(Operation):
         self.padding = padding if isinstance(padding, str) else pair(padding)
 
     def _tensors(self) -> dict[str, Any]:
-        """The weight from its index lists, and the bias."""
+        """Those that it was made with: the weight from its index lists."""
         outputs, size = self.shape[0], math.prod(self.shape[1:])
         kernels = torch.arange(outputs, device=self.links.starts.device).repeat_interleave(self.links.starts.diff())
         groups = kernels // (outputs // self.groups)
         positions = self.links.codes.long() + (kernels - groups) * size
-        bias = {} if self._buffers.get("bias") is None else {"bias": self._buffers["bias"]}
-        return {"weight": SparseTensor(self._buffers["values"], positions, self.shape)} | bias  # type: ignore[arg-type]
+        weight = SparseTensor(self._buffers["values"], positions, self.shape)  # type: ignore[arg-type]
+        return _without(super()._tensors(), "values") | {"weight": weight}
 
     def forward(self, values: list[Any]) -> Any:
         """The outputs: blocked for batches of 8 and more."""
@@ -232,23 +237,31 @@ class SparseLinear(Operation):
 
     @property
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(self._buffers[name] for name in ("starts", "columns", "values"))  # type: ignore[return-value]
+        return tuple(self._buffers[name] for name in _PARTS)  # type: ignore[return-value]
 
     def _tensors(self) -> dict[str, Any]:
-        """The weight, and whatever else is no list of links."""
+        """Those that it was made with: the weight from its index lists."""
         starts, columns, values = self._parts
         rows = torch.arange(self.shape[0], device=starts.device).repeat_interleave(starts.diff())
         weight = SparseTensor(values, rows * self.shape[1] + columns, self.shape)
-        bias = self._buffers.get("bias")
-        return {"weight": weight} | ({} if bias is None else {"bias": bias})
+        return _without(super()._tensors(), *_PARTS) | {"weight": weight}
 
     def forward(self, values: list[Any]) -> Any:
         """The outputs [..., O] of inputs [..., I]."""
-        x = _ordinary(self.first(values))
-        weight, bias = _matrix(*self._parts, self.shape), self._buffers.get("bias")
+        x, bias = _ordinary(self.first(values)), self._buffers.get("bias")
+        if _is_exporting() or observed():
+            # These know no sparse matrices.
+            return functional.linear(x, self._dense(), bias)
+        weight = _matrix(*self._parts, self.shape)
         rows = x.reshape(-1, x.shape[-1]).T
         out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
         return out.T.reshape(*x.shape[:-1], self.shape[0])
+
+    def _dense(self) -> Tensor:
+        starts, columns, values = self._parts
+        rows = torch.arange(self.shape[0], device=starts.device)
+        rows = torch.repeat_interleave(rows, starts.diff(), output_size=columns.shape[0])
+        return values.new_zeros(self.shape).index_put((rows, columns), values)
 
     def extra_repr(self) -> str:
         """What :func:`print` shows: the name, the shape and the number of links."""
@@ -266,4 +279,8 @@ def _silence() -> None:
     """Has torch say now, unheard, what it says once: that the interface of sparse matrices may change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
+
+
+def _without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: each for key, each in tensors.items() if key not in names}

@@ -1,10 +1,9 @@
 """From a model to a list of steps, by ``torch.fx``."""
 
 import copy
-import inspect
 import operator
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from chtconv.errors import ConfigurationError
-from chtconv.layers.tracing import Tracer, is_watched, unchanged, unwrapped_model
-from chtconv.sparse_compute.layers import SparseForward
+from chtconv.layers.tracing import unwrapped_model
 from chtconv.sparse_compute.program import (
     CONVOLUTIONS,
     INPUT,
@@ -25,6 +23,7 @@ from chtconv.sparse_compute.program import (
     mapped,
     steps_in,
 )
+from chtconv.sparse_compute.traced import IN_PLACE, Traced, name_of, traced, writes
 
 _ALIASES: Final = {"view": "reshape", "truediv": "div", "true_divide": "div", "concat": "cat", "clip": "clamp"}
 # Those whose result may share memory with their input.
@@ -80,14 +79,13 @@ _DROPOUTS: Final = tuple(
 )
 # What tracing puts in for optional arguments.
 _CHECKS: Final = (torch._assert, getattr(fx._symbolic_trace, "_assert_is_none", None))
-_IN_PLACE: Final = {getattr(operator, f"i{name}"): name for name in ("add", "sub", "mul", "truediv")}
 _WORD_OF_FUNCTION: Final[dict[Any, str]] = {
     getattr(space, name + ending): _ALIASES.get(name, name)
     for name in sorted((PARAMETERS.keys() | _ALIASES.keys()) - {"size", "contiguous"})
     for ending in ("", "_")
     for space in (functional, torch, operator)
     if hasattr(space, name + ending)
-} | {function: _ALIASES.get(name, name) for function, name in _IN_PLACE.items()}
+} | {function: _ALIASES.get(name, name) for function, name in IN_PLACE.items()}
 
 
 def lowered(model: nn.Module) -> tuple[list[Step], Any]:
@@ -105,8 +103,8 @@ def lowered(model: nn.Module) -> tuple[list[Step], Any]:
         _refuse_computed(name, module)
     output: Any = None
     # Weights are read in eval mode too: in training mode, to read one may change it, as with spectral norm.
-    with unchanged(model):
-        lowering = _Lowering(model, _traced(model.eval()))
+    with _in_eval_mode(model):
+        lowering = _Lowering(model, traced(model))
         for node in lowering.nodes:
             if node.op == "output":
                 output = lowering.value(node.args[0])
@@ -116,26 +114,30 @@ def lowered(model: nn.Module) -> tuple[list[Step], Any]:
     return [*inputs, *(step for step in lowering.steps if step.op != INPUT)], output
 
 
-@dataclass(frozen=True)
-class _Traced:
-    """A graph, the arguments that its forward requires, and the parameters, buffers and constants that it reads."""
-
-    graph: fx.Graph
-    required: frozenset[str]
-    constants: dict[str, Any]
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode, and each module back into its own at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class _Lowering:
     """Steps so far, and which value each node of the graph has now."""
 
-    def __init__(self, model: nn.Module, traced: _Traced) -> None:
-        self.model, self.traced = model, traced
-        self.nodes = list(traced.graph.nodes)
+    def __init__(self, model: nn.Module, found: Traced) -> None:
+        self.model, self.traced = model, found
+        self.nodes = list(found.graph.nodes)
         self.places = {node: place for place, node in enumerate(self.nodes)}
         self.modules = dict(model.named_modules())
         self.steps: list[Step] = []
         self.values: dict[fx.Node, Any] = {}
-        # Of tensors that are parameters or buffers, by identity.
+        # Of constants: what they are now, and their names by identity.
+        self.constants: dict[str, Any] = {}
         self.names: dict[int, str] = {}
 
     def value(self, argument: Any) -> Any:
@@ -161,9 +163,10 @@ class _Lowering:
         return node.args[0] if node.args else None
 
     def _constant(self, name: str) -> Any:
-        value = _own(self.traced.constants[name])
-        self.names[id(value)] = name
-        return value
+        if name not in self.constants:
+            self.constants[name] = value = _own(self.traced.constants[name])
+            self.names[id(value)] = name
+        return self.constants[name]
 
     def _module(self, node: fx.Node) -> Any:
         name = str(node.target)
@@ -200,7 +203,7 @@ class _Lowering:
     def _call(self, node: fx.Node) -> Any:
         """The value of a function or method."""
         positional, named = self.value(tuple(node.args)), self.value(dict(node.kwargs))
-        in_place = bool(named.pop("inplace", False)) or named.get("out") is not None or _writes(node)
+        in_place = bool(named.pop("inplace", False)) or named.get("out") is not None or writes(node)
         # Where warnings are to point.
         named.pop("_stacklevel", None)
         if node.target in _DROPOUTS and named.get("training", positional[2] if len(positional) > 2 else True) is False:
@@ -225,8 +228,8 @@ class _Lowering:
         if not parameters or len(positional) > len(parameters) or accepts(word, args):
             if in_place:
                 raise ConfigurationError(
-                    f"{_name(node)}: accepted in place are usual activations and arithmetic, without out=; do this one "
-                    "to a new tensor."
+                    f"{name_of(node)}: accepted in place are usual activations and arithmetic, without out=; do this "
+                    "one to a new tensor."
                 )
             return self._opaque(_callable(node), node, "")
         weight = named.get("weight", positional[1] if word in WEIGHTED and len(positional) > 1 else None)
@@ -248,7 +251,10 @@ class _Lowering:
     def _overwrite(self, node: fx.Node, before: Any, after: Step) -> None:
         """From this node on, what had a value that was changed in place has the new one."""
         if isinstance(before, Tensor):
-            raise _changes_itself(self.names.get(id(before), _name(node)))
+            # One that is new in every call: what forward changes of the model, and computes with, was refused.
+            self.values |= {each: after for each, value in self.values.items() if value is before}
+            self.constants |= {name: after for name, value in self.constants.items() if value is before}
+            return
         if not isinstance(before, Step):
             return
         root, place = _root(before), self.places[node]
@@ -308,20 +314,6 @@ def _root(step: Step) -> Step:
     return step
 
 
-def _writes(node: fx.Node) -> bool:
-    """Whether what a node calls has the name of what changes a tensor in place."""
-    # Of an overload of an operator of torch, the name of that is behind a dot.
-    name = _name(node).partition(".")[0]
-    # "and_" is called so lest it be the keyword.
-    ends = name.endswith("_") and not name.endswith("__") and not hasattr(operator, name)
-    return ends or node.target in _IN_PLACE
-
-
-def _name(node: fx.Node) -> str:
-    """Of what a node calls."""
-    return str(getattr(node.target, "__name__", node.target))
-
-
 def _callable(node: fx.Node) -> Callable[..., Any]:
     """What a node calls, as a function."""
     return _Method(str(node.target)) if node.op == "call_method" else cast(Callable[..., Any], node.target)
@@ -335,80 +327,3 @@ class _Method:
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(x, self.__name__)(*args, **kwargs)
-
-
-class _Tracer(Tracer):
-    """Traces down to the modules of torch."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # An accelerated convolution is one.
-        if isinstance(m, SparseForward):
-            return True
-        # Weights that are standardised, say, are computed in the latter alone.
-        methods = [getattr(type(m), name, None) for name in ("forward", "_conv_forward")]
-        own = all(each is None or each.__module__.startswith("torch.nn.") for each in methods)
-        return own and not isinstance(m, nn.Sequential)
-
-
-def _traced(model: nn.Module) -> _Traced:
-    """The graph of a model, after which the model is as it was."""
-    try:
-        parameters = inspect.signature(type(model).forward).parameters.values()
-        optional = {each.name: each.default for each in parameters if each.default is not each.empty}
-        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        required = {each.name for each in parameters if each.kind not in several} - optional.keys()
-        with unchanged(model):
-            held = _held(model)
-            graph = _Tracer().trace(model, concrete_args=optional)
-            names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-            for name, each in held.items():
-                if each.is_changed(read=name in names):
-                    raise _changes_itself(name)
-            constants = {name: operator.attrgetter(name)(model) for name in names}
-        return _Traced(graph, frozenset(required), constants)
-    except ConfigurationError:
-        raise
-    except Exception as error:
-        reason = str(error).partition(". ")[0]
-        raise ConfigurationError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({reason}), and so not compiled. Accepted are models "
-            "whose forward does not branch or loop on values or sizes of tensors (a check of these can stand in a "
-            "function with @torch.fx.wrap); of others, compile a part that is a module of its own."
-        ) from error
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A tensor that a module holds, and that ``forward`` may change."""
-
-    module: nn.Module
-    attribute: str
-    value: Tensor
-    version: int
-
-    def is_changed(self, read: bool) -> bool:
-        """Whether ``forward`` wrote into it, or replaced it by what it computed of it.
-
-        What stands for a result in the graph may be kept for others to see, as long as it is not read in the graph.
-        """
-        now = getattr(self.module, self.attribute, None)
-        if now is self.value:
-            return bool(self.value._version != self.version)
-        return read or isinstance(now, Tensor)
-
-
-def _held(model: nn.Module) -> dict[str, _Held]:
-    """The tensors of modules that are no parameters, by name."""
-    return {
-        f"{name}.{attribute}" if name else attribute: _Held(module, attribute, value, value._version)
-        for name, module in model.named_modules()
-        for attribute, value in (vars(module) | module._buffers).items()
-        if is_watched(value)
-    }
-
-
-def _changes_itself(name: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{name}: forward changes it in eval mode, and a compiled model is the same in every call; accepted are models "
-        "that do so in training mode only, or compute a new tensor."
-    )

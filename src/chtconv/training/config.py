@@ -93,6 +93,10 @@ class Topology:
     ).field(None)
     prune_dead: bool = switch("remove the links of channels that lost all on one side").field(False)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):  # it is checked with all others
+            object.__setattr__(self, "layers", ",".join(name.strip() for name in self.layers.split(",")))
+
     @property
     def chosen_layers(self) -> list[str] | None:
         """The sparse layers as :func:`chtconv.sparsify` takes them.
@@ -100,7 +104,7 @@ class Topology:
         >>> Topology(layers="features.*, head").chosen_layers
         ['features.*', 'head']
         """
-        return None if self.layers == "*" else [name.strip() for name in self.layers.split(",")]
+        return None if self.layers == "*" else self.layers.split(",")
 
     def changes(self) -> dict[str, Any]:
         """What is different from the named method, as :func:`chtconv.method` takes it."""

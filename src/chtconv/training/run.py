@@ -110,7 +110,7 @@ class Run:
         if self._acceleration:
             self._acceleration.load_state_dict(state["backend"])
         self.epoch, self.metrics, self.started = state["epoch"], state["metrics"], state["started"]
-        self.earlier = [each for each in state.get("environments", []) if each != self.environment]
+        self.earlier = [each for each in state.get("environments", [{}]) if each != self.environment]
 
     def flops(self) -> dict[str, float]:
         """Floating point operations so far, those of the same network with all links beside them.

@@ -15,7 +15,7 @@ def summarise(run: Run) -> dict[str, Any]:
     which flatters. Accuracies and sparsities are fractions; the earliest epoch wins a tie. ``flops`` are those of
     :meth:`chtconv.training.run.Run.flops`; ``labels`` is a digest of the labels of the data set. ``versions``,
     ``hardware`` and ``commit`` are those of the process that ended the run; ``earlier`` has those of other processes
-    that computed part of it.
+    that computed part of it, empty where they did not tell.
     """
     metrics, stats = run.metrics, run.topology.stats() if run.topology else None
     seconds = sum(row["seconds"] for row in metrics)
