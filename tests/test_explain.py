@@ -391,6 +391,17 @@ def test_explain_of_a_topology_scores_as_it_does() -> None:
     assert numbers(found) == numbers(alone)
 
 
+def test_explain_goes_by_the_names_of_the_model_whatever_wraps_it() -> None:
+    model, images = Mixed(), torch.zeros(1, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = sparsify(compiled, optimizer, layers=["*first"], sparsity=0.8)
+    assert list(topology.masks) == ["_orig_mod.first.weight"]
+    assert list(explain(model, topology.masks, images)) == ["first.weight"]
+    alone = {"first.weight": topology.masks["_orig_mod.first.weight"]}
+    assert list(explain(compiled, alone, images)) == ["_orig_mod.first.weight"]
+
+
 def test_what_a_model_refuses() -> None:
     model, images = Mixed(), torch.zeros(1, 3, 8, 8)
     for name, shape, message in (

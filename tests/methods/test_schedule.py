@@ -82,6 +82,19 @@ def test_what_needs_an_end_and_has_none_is_warned_of(options, what):
             sparse(**options, zeta_schedule="constant")
 
 
+@pytest.mark.parametrize("length", [{"total_steps": 90}, {"stop": 100}, {"total_steps": 133}, {"stop": 1}])
+def test_an_end_before_the_first_evolution_is_warned_of(length):
+    with pytest.warns(ChtconvWarning, match="layers 0, 3, 5: no evolution falls between the interval, 100, and stop"):
+        model, optimizer, topology = sparse(**length)
+    train(model, optimizer, 3)
+    assert not any(topology.schedule.evolves_at(step) for step in range(1, 1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # None is wanted, or there are some.
+        for options in ({"stop": 0}, {"method": "static"} | length, {"stop": 101}, {"interval": 1, "total_steps": 3}):
+            sparse(**options)
+
+
 def test_without_an_end_there_is_no_progress():
     schedule = Schedule(0.3, "constant", 10, None)
     assert [schedule.progress(step) for step in (0, 10, 10**9)] == [0, 0, 0]

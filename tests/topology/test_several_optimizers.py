@@ -133,3 +133,62 @@ def test_gradients_are_kept_where_optimizers_step_after_the_one_that_counts(meth
                 nn.utils.clip_grad_norm_(model.parameters(), 0.01)
             optimizer.step()
     assert topology.evolutions == 4
+
+
+def dense_gradient(layer, images):
+    """Of a weight as if it had no mask."""
+    twin = copy.deepcopy(layer)
+    twin(images).square().mean().backward()
+    return twin.weight.grad
+
+
+def test_links_regrow_by_the_latest_step_of_their_own_optimizer():
+    """Of two networks, the one whose optimizer counts steps every third batch only."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"often": nn.Linear(20, 30), "rarely": nn.Linear(4, 4)})
+    often, rarely = (torch.optim.SGD(each.parameters(), lr=0.1) for each in model.values())
+    topology = chtconv.sparsify(
+        model, [often, rarely], method="rigl", sparsity=0.8, interval=1, stop=50, layers=["often"], allocation="layer"
+    )
+    for _ in range(2):
+        for _ in range(3):
+            images, mask = torch.randn(8, 20), topology.masks["often.weight"]
+            gradient = dense_gradient(model["often"], images)
+            often.zero_grad()
+            model["often"](images).square().mean().backward()
+            often.step()
+        weights = model["often"].weight.detach().clone()
+        rarely.step()
+        [record] = topology.records[-1:]
+        magnitude = torch.where(mask, weights.abs(), torch.inf).flatten()
+        kept = mask.flatten().clone()
+        kept[magnitude.argsort()[: record["removed"]]] = False
+        worth = torch.where(kept, -1.0, gradient.abs().flatten())
+        kept[worth.argsort(descending=True)[: record["removed"]]] = True
+        assert torch.equal(topology.masks["often.weight"], kept.view(mask.shape))
+
+
+def test_a_step_that_is_skipped_by_the_optimizer_that_counts_is_in_no_average():
+    torch.manual_seed(0)
+    layers = nn.Linear(20, 30), nn.Linear(20, 30)
+    model = nn.ModuleList(layers)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in layers]
+    topology = chtconv.sparsify(
+        model, optimizers, method="snfs", sparsity=0.8, interval=50, total_steps=500, layers=["*"]
+    )
+    scaler, expected = torch.amp.GradScaler("cpu", init_scale=4.0), torch.zeros(30, 20)
+    for number in range(6):
+        images = torch.randn(8, 20)
+        gradient = dense_gradient(layers[0], images)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaler.scale(sum(layer(images).square().mean() for layer in layers)).backward()
+        if number == 2:
+            layers[1].bias.grad[0] = torch.inf
+        else:
+            expected = 0.9 * expected + 0.1 * gradient
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+    assert topology.step_count == 5
+    torch.testing.assert_close(topology._layers[0].dense_gradient.momentum, expected)

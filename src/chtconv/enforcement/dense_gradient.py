@@ -19,8 +19,8 @@ class DenseGradient:
 
     Attributes:
         capturing: whether gradients are kept as they come.
-        settled: whether the optimizer of the layer has stepped since, so that what was kept is final.
-        captured: the dense gradient of this step so far, None where there is none.
+        settled: whether the optimizer of the layer has stepped since, and another one is still to: what was kept then
+            stays, until it steps again.
         momentum: its exponential average, None where there is none.
         steps: optimizer steps that needed it.
         one_of_several: whether there are several optimizers, of which one counts.
@@ -28,11 +28,22 @@ class DenseGradient:
 
     def __init__(self) -> None:
         self.capturing = self.settled = self.one_of_several = False
-        self.captured: Tensor | None = None
+        # What belongs to the gradient as it is, and what did when the optimizer of the layer stepped.
+        self._running: Tensor | None = None
+        self._final: Tensor | None = None
         self.momentum: Tensor | None = None
         self.steps = 0
         self._reduced: weakref.ref[Tensor] | None = None
         self._of_before: weakref.ref[Tensor] | None = None
+
+    @property
+    def captured(self) -> Tensor | None:
+        """The dense gradient of this step so far, None where there is none."""
+        return self._final if self.settled else self._running
+
+    @captured.setter
+    def captured(self, value: Tensor) -> None:
+        self._running = self._final = value
 
     @property
     def is_there(self) -> bool:
@@ -51,7 +62,8 @@ class DenseGradient:
             on: whether they are.
             before: the gradient as it is now, where another optimizer may step with it after the step was counted.
         """
-        self.capturing, self.settled, self.captured = on, False, None
+        self.capturing, self.settled = on, False
+        self._running = self._final = None
         self._of_before = None if before is None else weakref.ref(before)
 
     def is_late(self, gradient: Tensor | None) -> bool:
@@ -63,12 +75,10 @@ class DenseGradient:
 
     def before_accumulation(self, gradient: Tensor | None) -> None:
         """Forgets what was kept of gradients that somebody has zeroed since, as after a step that was skipped."""
-        if self.settled:
-            return
         if gradient is None:
-            self.captured = None
-        elif self.captured is not None:
-            self.captured = unless_zeroed(self.captured, local(gradient))
+            self._running = None
+        elif self._running is not None:
+            self._running = unless_zeroed(self._running, local(gradient))
 
     def accumulated(self, gradient: Tensor | None, bits: Tensor) -> None:
         """Keeps a gradient to which something was added, before it is masked.
@@ -78,15 +88,15 @@ class DenseGradient:
             bits: the mask.
         """
         self._of_before = None
-        if not self.capturing or self.settled or gradient is None:
+        if not self.capturing or gradient is None:
             return
         if is_sharded(gradient):
             # No hook runs before: a gradient that is a new object begins a new sum.
             if self._reduced is None or self._reduced() is not gradient:
-                self.captured = None
+                self._running = None
             self._reduced = weakref.ref(gradient)
             gradient = local(gradient)
-        self.captured = accumulate(self.captured, gradient, matching(bits, gradient))
+        self._running = accumulate(self._running, gradient, matching(bits, gradient))
 
     def follow(self, gradient: Tensor | None, bits: Tensor) -> None:
         """Before a step: unscales and clips what was kept by the factor that the gradient was unscaled and clipped by.
@@ -97,17 +107,21 @@ class DenseGradient:
             gradient: as the optimizer will see it.
             bits: the mask.
         """
-        if not self.capturing or self.settled or gradient is None or self.is_late(gradient):
+        if not self.capturing or gradient is None or self.is_late(gradient):
             return
         gradient = local(gradient)
-        if self.captured is None:
-            self.captured = gradient.detach().clone()
+        if self._running is None:
+            self._running = gradient.detach().clone()
         else:
-            self.captured = rescaled(self.captured, gradient, matching(bits, gradient))
+            self._running = rescaled(self._running, gradient, matching(bits, gradient))
 
     def settle(self, gradient: Tensor | None) -> None:
         """After the optimizer of the layer has stepped: what was kept is final, unless it is of the step before."""
-        self.settled = not self.is_late(gradient)
+        if self.is_late(gradient):
+            return
+        self.settled = True
+        # Gradients of other losses may be added to what belongs to the gradient.
+        self._final = None if self._running is None else self._running.clone()
 
     def count_step(self, *, averaged: bool) -> None:
         """After a step of all optimizers: what is counted, and averaged over steps where that is asked for."""

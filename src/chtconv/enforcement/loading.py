@@ -50,7 +50,8 @@ def check_state(state: Any, layers: Sequence[SparseLayer]) -> Checked:
         ConfigurationError: something else, masks of other layers, shapes or numbers of links, or a part that is
             missing.
     """
-    if not isinstance(state, dict) or not state.keys() >= _STATE:
+    parts = isinstance(state, dict) and state.keys() >= _STATE
+    if not parts or not all(isinstance(state[part], dict) for part in ("masks", "layers")):
         raise ConfigurationError(
             f"state={type(state).__name__}: accepted is what topology.state_dict() returned, with {sorted(_STATE)}."
         )

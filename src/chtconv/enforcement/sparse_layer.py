@@ -238,8 +238,10 @@ class SparseLayer:
         size, m = self.input_size, self.module
         if size is None:
             raise ConfigurationError(
-                f"layer {self.name}: its input size is unknown, because the model has not been called since sparsify; "
-                "run a forward pass before the first evolution, or leave the layer out if it is never called. A model "
+                f"layer {self.name}: its input size is unknown, because the layer has not been called since sparsify; "
+                "run a forward pass of the model before the first evolution, or leave the layer out if it is never "
+                "called. What is computed past its hooks, as by layer.forward(x) or functional.conv2d(x, "
+                "layer.weight), is no call of it; without link prediction, such as with 'set', none is needed. A model "
                 "that torch.compile compiled and that was called before sparsify does not notice hooks that are added "
                 "later: call torch.compiler.reset() after sparsify, and it is compiled anew."
             )

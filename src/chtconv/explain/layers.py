@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from chtconv.errors import ConfigurationError, unknown
 from chtconv.explain.statistics import ScoreStatistics, score_statistics
 from chtconv.layers.input_size import of_call
+from chtconv.randomness import canonical_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,9 @@ def masked_layers(model: nn.Module, masks: Mapping[str, Tensor], images: Tensor)
         for name, module in model.named_modules()
         if isinstance(module, (_ConvNd, nn.Linear))
     }
+    # A model that is compiled or distributed has prefixes before its names, which masks need not have, or have alone.
+    short, full = canonical_names(masks), {short: name for name, short in canonical_names(owners).items()}
+    masks = {name if name in owners else full.get(short[name], name): mask for name, mask in masks.items()}
     for name, mask in masks.items():
         if name not in owners:
             raise unknown("layer", name, owners)

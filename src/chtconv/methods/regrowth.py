@@ -212,7 +212,8 @@ class Regrowth(NamedTuple):
     """A rule of regrowth.
 
     Attributes:
-        keys: from the worth of positions.
+        keys: from the worth of positions, float32; where it goes by nothing, from a tensor of the same shape and device
+            of any other type.
         worth: what it goes by: ``"nothing"``, link ``"scores"``, the ``"gradient"`` of the step, its ``"momentum"``,
             or the product of ``"scores_and_gradient"``.
         shuffle: whether the worth is dealt out anew among the candidates of each kernel before (a control).

@@ -5,6 +5,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -24,8 +25,10 @@ from chtconv.randomness import canonical_names, generator
 from chtconv.topology.checks import (
     check_layer,
     check_weights,
+    warn_of_computed,
     warn_of_ignored,
     warn_of_no_end,
+    warn_of_no_evolution,
     warn_of_no_paths,
     whole_seed,
     whole_steps,
@@ -131,6 +134,8 @@ def sparsify(
         >>> topology.evolutions, topology.stats()["links"]
         (1, 24)
     """
+    if torch.is_inference_mode_enabled():
+        raise ConfigurationError("sparsify in torch.inference_mode(): accepted is outside of it, where models train.")
     seed, optimizers = whole_seed(seed), _optimizers(optimizer)
     modules = find_layers(model, layers)
     general = Settings(sparsity, find_method(method), predictor, graph, exact, allocation, initial, windows)
@@ -153,6 +158,8 @@ def sparsify(
     for name, module in modules.items():
         check_layer(name, module, settings[name], densities[name])
     warn_of_no_paths(modules, settings)
+    warn_of_computed(modules)
+    warn_of_no_evolution(settings, schedule)
     if schedule.stop is None:
         warn_of_no_end(settings, zeta_schedule)
     chains = None
@@ -186,7 +193,9 @@ def _settings(
     modules: Mapping[str, Layer], general: Settings, overrides: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Settings]:
     """The settings of each layer."""
-    if not isinstance(overrides, Mapping) or not all(isinstance(each, Mapping) for each in overrides.values()):
+    if not isinstance(overrides, Mapping) or not all(
+        isinstance(name, str) and isinstance(each, Mapping) for name, each in overrides.items()
+    ):
         raise ConfigurationError(
             f"overrides={overrides!r}: accepted is a dict from names to dicts, such as {{'head': {{'sparsity': 0.5}}}}."
         )
