@@ -12,6 +12,7 @@ from chtconv.comparison.cell import METHOD_NAMES
 from chtconv.comparison.rendering import markdown as comparison_tables
 from chtconv.comparison.rendering import markdown_sheet
 from chtconv.comparison.result import read_lines
+from chtconv.comparison.rows import Row
 from chtconv.comparison.sheets import accuracy, percent, points, probability, results_sheet
 from chtconv.comparison.table import tables
 
@@ -44,6 +45,21 @@ def preregistered_test(test: PreregisteredTest) -> str:
         for title in dict.fromkeys(title for title, _ in cells)
     ]
     return markdown(["", *(f"{percent(sparsity)} sparsity" for sparsity in test.sparsities)], body) if body else ""
+
+
+def forms() -> str:
+    """All that was trained for complete preregistered tests, with its FLOPs: what a form gains, and what it costs."""
+    complete = [test for test in PREREGISTERED_TESTS.values() if not test.missing]
+    found = {(row.sparsity, test.about, test.called(row.variant)): row for test in complete for row in test.rows}
+    body = [
+        [percent(sparsity), about, called, accuracy(row.accuracy), *(percent(each, ".1f") for each in _costs(row))]
+        for (sparsity, about, called), row in sorted(found.items(), key=lambda each: (*each[0][:2], *_costs(each[1])))
+    ]
+    return markdown(["sparsity", "form", "method", "accuracy", "training FLOPs", "inference FLOPs"], body, labels=3)
+
+
+def _costs(row: Row) -> tuple[float, float]:
+    return row.means.training or 0.0, row.means.inference or 0.0
 
 
 def accuracies(name: str) -> str:
@@ -104,6 +120,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "screening": partial(results, "screening.jsonl", pairs=2),
     "superseded": partial(accuracies, "superseded.jsonl"),
     "first": partial(results, "cifar10.jsonl"),
+    "forms": forms,
     "reach": reach,
     "gradient": gradient,
 }

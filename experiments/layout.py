@@ -31,9 +31,9 @@ def append(path: Path, experiment: str, device: torch.device, parts: dict[str, A
         file.write(json.dumps(line) + "\n")
 
 
-def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A table with its first column to the left and numbers to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def markdown(header: list[str], rows: Iterable[list[str]], labels: int = 1) -> str:
+    """A table with its first columns, of words, to the left and numbers to the right."""
+    lines = [header, ["---"] * labels + ["---:"] * (len(header) - labels), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -171,6 +171,12 @@ NAMES = {
         "GraNet": "GraNet",
         "slice occupancy, density cubic, all windows": "slice occupancy",
     },
+    "confirmation-model": {
+        "CHTs, density cubic, allocation model, all windows, smoothing 0.5": "CHTs, smoothing 0.5",
+        "SET, density cubic, allocation model": "SET",
+        "GraNet, allocation model": "GraNet",
+        "slice occupancy, density cubic, allocation model, all windows": "slice occupancy",
+    },
 }
 NAMES["confirmation-density-90"] = NAMES["confirmation-density"]
 # The files that the runs of a test are in, its own last.
@@ -180,6 +186,7 @@ TESTS = [
     ["confirmation-paper"],
     ["confirmation-density"],
     ["confirmation-density-90"],
+    ["confirmation-model"],
 ]
 
 
