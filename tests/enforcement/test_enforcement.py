@@ -71,6 +71,20 @@ def test_states_loaded_before_sparsify_are_an_error_that_says_what_to_do(kind, e
     assert_nothing_off_the_mask(topology, model, optimizer)
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_rate_may_be_another_one_when_training_goes_on(kind):
+    """Off the mask Rprop has the rate of the step that it was taken in."""
+    before = start(kind)
+    train(*before[:2], 5)
+    before[1].param_groups[0]["lr"] *= 0.1
+    model, optimizer, topology = after = start(kind, seed=5)
+    for new, old in zip(after, before, strict=True):
+        new.load_state_dict(copy.deepcopy(old.state_dict()))
+    optimizer.param_groups[0]["lr"] *= 10
+    train(model, optimizer, 1)
+    assert_nothing_off_the_mask(topology, model, optimizer)
+
+
 def test_masks_alone_can_be_taken_over_when_one_says_so():
     states, _, _ = run_and_save()
     model, optimizer, topology = start(seed=5)

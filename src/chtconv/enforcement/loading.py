@@ -142,7 +142,7 @@ def check_fits(layers: Sequence[SparseLayer], topology_loaded: bool) -> None:
 
 
 def count_set(layer: SparseLayer, optimizers: Sequence[Optimizer]) -> dict[str, int]:
-    """How many weights and entries of optimizer state are not what they are in a fresh layer off its mask."""
+    """How many weights are not 0, and how many entries of optimizer state that starts at 0."""
     count = {"weight": int(local(layer.weight.detach()).count_nonzero())}
     for optimizer in optimizers:
         count |= optimizer_state.count_set(*local_state(optimizer, layer.weight))
@@ -169,7 +169,7 @@ def check_uncut(
         for name in before.keys() & found.keys():
             if found[name] < _TOLERATED * before[name]:
                 raise ConfigurationError(
-                    f"layer {layer.name}: of its {name}, {before[name]} entries were not at their initial value "
+                    f"layer {layer.name}: of its {name}, {before[name]} entries were not 0 "
                     f"when the topology was saved, and {found[name]} are now, as when model or optimizer are loaded "
                     "before sparsify, which cuts them to masks of its own. Give sparsify the state of the topology "
                     "(state=...), or call it first and load all three states after it, in any order; or call "

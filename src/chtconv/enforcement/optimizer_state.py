@@ -106,8 +106,13 @@ def per_weight_state(optimizer: Optimizer, parameter: Tensor) -> Iterator[tuple[
 
 
 def count_set(optimizer: Optimizer, parameter: Tensor) -> dict[str, int]:
-    """How many entries of each of its state tensors differ from those of a fresh optimizer."""
-    return {name: int(state.ne(fresh).count_nonzero()) for name, state, fresh in per_weight_state(optimizer, parameter)}
+    """How many entries are not 0 in each of the state tensors that start there.
+
+    What others start with follows settings that change while training, such as the rate.
+    """
+    return {
+        name: int(state.count_nonzero()) for name, state, fresh in per_weight_state(optimizer, parameter) if fresh == 0
+    }
 
 
 def group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
