@@ -94,25 +94,25 @@ _FALLING = ("density cubic", "all windows")
 PREREGISTERED_TESTS = {
     "confirmation_paper": PreregisteredTest("the paper's comparison, small", "CHT", ["confirmation-paper.jsonl"]),
     "confirmation": PreregisteredTest(
-        "links move within a layer",
+        "constant sparsity, links move within a layer",
         "CHTs, allocation layer, all windows, kernel shares links",
         ["confirmation.jsonl"],
         _MOVING,
     ),
     "confirmation_smoothing": PreregisteredTest(
-        "links move within a layer",
+        "constant sparsity, links move within a layer",
         "CHTs, allocation layer, all windows, smoothing 0.5",
         ["confirmation.jsonl", "confirmation-smoothing.jsonl"],
         _MOVING,
     ),
     "confirmation_density": PreregisteredTest(
-        "sparsity rises from 50 %, links stay in their kernel",
+        "sparsity rises from 50 %, the same in every layer",
         "CHTs, density cubic, all windows",
         ["confirmation-density.jsonl"],
         _FALLING,
     ),
     "confirmation_density_90": PreregisteredTest(
-        "sparsity rises from 50 %, links stay in their kernel",
+        "sparsity rises from 50 %, the same in every layer",
         "CHTs, density cubic, all windows",
         ["confirmation-density-90.jsonl"],
         _FALLING,
