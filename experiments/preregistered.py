@@ -94,13 +94,13 @@ _FALLING = ("density cubic", "all windows")
 PREREGISTERED_TESTS = {
     "confirmation_paper": PreregisteredTest("the paper's comparison, small", "CHT", ["confirmation-paper.jsonl"]),
     "confirmation": PreregisteredTest(
-        "constant sparsity, links move within a layer",
+        "constant sparsity, links move in a layer",
         "CHTs, allocation layer, all windows, kernel shares links",
         ["confirmation.jsonl"],
         _MOVING,
     ),
     "confirmation_smoothing": PreregisteredTest(
-        "constant sparsity, links move within a layer",
+        "constant sparsity, links move in a layer",
         "CHTs, allocation layer, all windows, smoothing 0.5",
         ["confirmation.jsonl", "confirmation-smoothing.jsonl"],
         _MOVING,
