@@ -232,43 +232,6 @@ def test_all_layers_without_paths_are_named_once_with_the_graph_that_has_them():
         sparse(model(), overrides={"[03]": {"graph": "layer"}})
 
 
-class Standardised(nn.Conv2d):
-    """As in networks without batch norm: no weight of it is 0."""
-
-    def forward(self, x):
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
-
-
-class Padded(nn.Conv2d):
-    """With its weight as it is."""
-
-    def forward(self, x):
-        return self._conv_forward(nn.functional.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
-
-
-class Branching(nn.Conv2d):
-    """Nobody can tell."""
-
-    def forward(self, x):
-        return super().forward(x if x.sum() > 0 else -x)
-
-
-def test_layers_that_compute_with_another_weight_are_warned_of():
-    def model(kind):
-        return nn.Sequential(nn.Conv2d(3, 8, 3), kind(8, 8, 3))
-
-    with pytest.warns(
-        ChtconvWarning, match="layer 1: Standardised computes with another tensor than its weight"
-    ) as said:
-        sparse(model(Standardised), method="set")
-    assert len(said) == 1
-    assert said[0].filename == str(Path(support.__file__))
-    for kind in (Padded, Branching):
-        sparse(model(kind), method="set")
-    sparse(model(Standardised), method="set", layers=["0"])
-
-
 def test_what_makes_a_difference_somewhere_is_not_warned_of():
     """A warning is an error here."""
     explored = chtconv.method("chts", explore=0.5, smoothing=0.5, temperature=2.0, early_stop=0.5)

@@ -433,6 +433,7 @@ class Counting(nn.Module):
         self.register_buffer("buffer", torch.zeros(3))
         self.bias = nn.Parameter(torch.zeros(3))
         self.plain, self.kept, self.number, self._forward = torch.zeros(3), torch.zeros(3), 0, forward
+        self.linear, self.relu, self.late = nn.Linear(3, 3), nn.LeakyReLU(0.1, inplace=True), None
 
     def forward(self, x):
         return self._forward(self, x)
@@ -461,6 +462,15 @@ CHANGING = {
     "a part": ("buffer", lambda m, x: (m.buffer[0].add_(1), x + m.buffer)[1]),
     "a number": ("number", _replaced("number", lambda m, x: m.number + 1)),
     "computed of it": ("plain", lambda m, x: (m.plain.add_(1), x + m.plain * 2)[1]),
+    "read into what is new": (
+        "buffer",
+        lambda m, x: (t := torch.zeros(2, 3), t.add_(x * m.buffer), m.buffer.add_(1))[0],
+    ),
+    "in a function": ("buffer", lambda m, x: x + functional.leaky_relu(m.buffer, 0.1, inplace=True)),
+    "in a module": ("buffer", lambda m, x: x + m.relu(m.buffer)),
+    "of a module of torch": ("linear.bias", lambda m, x: (m.linear.bias.data.add_(1), m.linear(x))[1]),
+    "after it was read, to the same": ("plain", lambda m, x: (x + m.plain, m.plain.fill_(1.0))[0]),
+    "what was not there at first": ("late", _replaced("late", lambda m, x: x if m.late is None else 0.9 * m.late + x)),
 }
 
 
@@ -468,11 +478,52 @@ CHANGING = {
 def test_models_that_change_what_they_compute_with_are_refused(case):
     name, forward = CHANGING[case]
     model = Counting(forward).eval()
-    before = getattr(model, name)
+    before = operator.attrgetter(name)(model)
+    numbers = None if before is None else torch.as_tensor(before).clone()
     with pytest.raises(ConfigurationError, match=f"^{name}: forward computes with it and changes it in eval mode"):
         compile_sparse(model)
-    assert getattr(model, name) is before
-    assert not torch.as_tensor(before).any()
+    now = operator.attrgetter(name)(model)
+    assert now is before
+    assert now is None or torch.equal(torch.as_tensor(now), numbers)
+
+
+def test_a_tensor_under_two_names_is_one():
+    model = Counting(lambda m, x: (m.linear.alias.add_(1), x + m.plain)[1]).eval()
+    model.linear.alias = model.plain
+    with pytest.raises(ConfigurationError, match=r"^plain, linear\.alias: forward computes with it"):
+        compile_sparse(model)
+
+
+KEPT = [torch.zeros(3)]
+
+
+def _a_column(m, x):
+    total = torch.zeros(2, 3)
+    total[:, 0].add_(x[:, 0])
+    return total
+
+
+def _an_entry(m, x):
+    total = torch.zeros(2, 3)
+    total[:, 0] = x[:, 0]
+    return total
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda m, x: (KEPT[0].add_(x.mean(0)), x + KEPT[0])[1],
+            "a tensor that is no attribute: forward computes with it",
+        ),
+        (_a_column, "a tensor that is no attribute: forward computes with it"),
+        (_an_entry, "__setitem__: accepted in place"),
+        (lambda m, x: x + torch.randn(3), "a tensor that is no attribute: forward computes with it"),
+    ],
+)
+def test_tensors_that_are_no_attributes_are_written_into_where_that_can_be_followed(forward, message):
+    with pytest.raises(ConfigurationError, match=message):
+        compile_sparse(Counting(forward).eval())
 
 
 def _lazily(m, x):
@@ -506,6 +557,13 @@ LEAVING = {
     "the same numbers": lambda m, x: x + m.plain.fill_(1.0),
     "a tensor of another size": lambda m, x: m.plain.resize_(5) is None or x,
     "what is new in every call": _summed,
+    "a buffer that is filled": lambda m, x: (m.buffer.copy_(x.mean(0)), x * 2)[1],
+    "an infinite number": lambda m, x: (setattr(m, "number", m.number + 1), x.masked_fill(x > 9, math.nan))[1],
+    "a sparse tensor": lambda m, x: (setattr(m, "number", m.number + 1), torch.sparse.mm(torch.eye(2).to_sparse(), x))[
+        1
+    ],
+    "another type": lambda m, x: setattr(m, "buffer", m.buffer.to(x.dtype)) or x + m.buffer,
+    "a result that was not there": lambda m, x: setattr(m, "late", x * 2) or m.late + 1,
 }
 
 
@@ -513,11 +571,13 @@ LEAVING = {
 def test_models_may_leave_behind_what_they_do_not_compute_with(case):
     model, images = Counting(LEAVING[case]).eval(), torch.randn(2, 3)
     before = {key: value for key, value in {**vars(model), **model._buffers}.items() if not key.startswith("_")}
-    numbers = {key: torch.as_tensor(value).clone() for key, value in before.items()}
+    numbers = {key: torch.as_tensor(value or 0 if value is None else value).clone() for key, value in before.items()}
     compiled = compile_sparse(model)
     now = {key: value for key, value in {**vars(model), **model._buffers}.items() if not key.startswith("_")}
     assert now.keys() == before.keys()
-    assert all(now[key] is value and torch.equal(torch.as_tensor(value), numbers[key]) for key, value in before.items())
+    for key, value in before.items():
+        assert now[key] is value
+        assert value is None or torch.equal(torch.as_tensor(value), numbers[key])
     for _ in range(2):
         assert torch.equal(compiled(images), model(images))
 

@@ -140,7 +140,6 @@ class Branching(nn.Module):
 @pytest.mark.parametrize("backend", ["sparse", "dense"])
 @pytest.mark.parametrize("batch", [2, 16])
 @pytest.mark.parametrize("kind", COMPILED)
-@pytest.mark.filterwarnings("ignore:.*Standardised computes with another tensor")
 def test_compiled_models_compute_what_the_model_does(kind, batch, backend):
     torch.manual_seed(0)
     model = COMPILED[kind]().eval()

@@ -168,8 +168,9 @@ def test_a_state_that_lacks_something_is_refused_before_anything_is_loaded(lacki
     with pytest.raises(ConfigurationError, match=rf"layer 5\.weight: the state to load lacks {lacking}"):
         topology.load_state_dict(state)
     for part in ("masks", "layers"):
-        with pytest.raises(ConfigurationError, match=r"accepted is what topology\.state_dict\(\) returned"):
-            topology.load_state_dict(state | {part: 5})
+        for wrong in (5, dict.fromkeys(state[part], 5)):
+            with pytest.raises(ConfigurationError, match=r"accepted is what topology\.state_dict\(\) returned"):
+                topology.load_state_dict(state | {part: wrong})
     del state["layers"]["5.weight"]
     with pytest.raises(ConfigurationError, match=r"layer 5\.weight: the state to load lacks dense_steps, explored"):
         topology.load_state_dict(state)

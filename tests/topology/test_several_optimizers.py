@@ -168,6 +168,45 @@ def test_links_regrow_by_the_latest_step_of_their_own_optimizer():
         assert torch.equal(topology.masks["often.weight"], kept.view(mask.shape))
 
 
+def test_gradients_that_another_loss_adds_are_not_those_of_the_step():
+    """Of the judge, what it stepped by; its maker's loss goes through it, too."""
+    model, optimizers, topology = adversaries(lambda p: torch.optim.SGD(p, lr=0.01), method="rigl", interval=1, stop=9)
+    judge = topology._layers[0]
+    kept = []
+    optimizers[0].register_step_post_hook(lambda *_: kept.append(judge.dense_gradient.captured.clone()))
+    optimizers[1].register_step_pre_hook(lambda *_: kept.append(judge.dense_gradient.captured.clone()))
+    step(model, optimizers)
+    assert torch.equal(*kept)
+    assert kept[0].any()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_one_of_several_skips_is_in_no_average(fused):
+    """Scaled gradients that are not finite would outweigh all others."""
+    torch.manual_seed(0)
+    layers = nn.Linear(20, 30), nn.Linear(20, 30)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, fused=fused) for each in layers]
+    topology = chtconv.sparsify(
+        nn.ModuleList(layers), optimizers, method="snfs", sparsity=0.8, interval=50, total_steps=500, layers=["*"]
+    )
+    scaler, expected = torch.amp.GradScaler("cpu", init_scale=2.0**16), torch.zeros(30, 20)
+    for number in range(6):
+        images = torch.randn(8, 20)
+        gradient = dense_gradient(layers[0], images)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaler.scale(sum(layer(images).square().mean() for layer in layers)).backward()
+        if number == 2:
+            layers[0].bias.grad[0] = torch.inf
+        else:
+            expected = 0.9 * expected + 0.1 * gradient
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+    assert topology.step_count == 6
+    torch.testing.assert_close(topology._layers[0].dense_gradient.momentum, expected)
+
+
 def test_a_step_that_is_skipped_by_the_optimizer_that_counts_is_in_no_average():
     torch.manual_seed(0)
     layers = nn.Linear(20, 30), nn.Linear(20, 30)

@@ -43,7 +43,10 @@ class DenseGradient:
 
     @captured.setter
     def captured(self, value: Tensor) -> None:
-        self._running = self._final = value
+        if self.settled:
+            self._final = value
+        else:
+            self._running = value
 
     @property
     def is_there(self) -> bool:

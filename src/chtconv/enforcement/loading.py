@@ -51,7 +51,7 @@ def check_state(state: Any, layers: Sequence[SparseLayer]) -> Checked:
             missing.
     """
     parts = isinstance(state, dict) and state.keys() >= _STATE
-    if not parts or not all(isinstance(state[part], dict) for part in ("masks", "layers")):
+    if not parts or not all(_is_table(state[part], kind) for part, kind in (("masks", Tensor), ("layers", dict))):
         raise ConfigurationError(
             f"state={type(state).__name__}: accepted is what topology.state_dict() returned, with {sorted(_STATE)}."
         )
@@ -73,6 +73,10 @@ def check_state(state: Any, layers: Sequence[SparseLayer]) -> Checked:
         {names[key]: dict(value) for key, value in state.get("set", {}).items()},
         [row | {"layer": own.get(row["layer"], row["layer"])} for row in state["records"]],
     )
+
+
+def _is_table(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
 
 
 def _check_layer(layer: SparseLayer, mask: Tensor, state: Mapping[str, Any]) -> None:

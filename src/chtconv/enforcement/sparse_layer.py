@@ -219,7 +219,9 @@ class SparseLayer:
     def count_step(self) -> None:
         """After a step of all optimizers: what is counted or averaged over steps."""
         self.link_steps += self.total_links
-        self.dense_gradient.count_step(averaged=self.settings.method.worth == "momentum")
+        # One of several optimizers may have skipped its step, whose gradients are scaled and not finite.
+        whole = self.trained or not self.dense_gradient.one_of_several
+        self.dense_gradient.count_step(averaged=whole and self.settings.method.worth == "momentum")
 
     @property
     def input_size(self) -> tuple[int, ...] | None:

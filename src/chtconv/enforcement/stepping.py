@@ -87,7 +87,7 @@ class Stepping:
         self._begin()
         for layer in self._layers_of[id(optimizer)]:
             layer.mask_if_written()
-            layer.trained |= layer.weight.requires_grad
+            layer.trained |= layer.weight.requires_grad and not _skipped(optimizer)
         self._mask_gradients(optimizer)
         self._within |= optimizer is self._last
         # A closure computes gradients after this hook, and may write them by hand.
@@ -131,10 +131,12 @@ class Stepping:
         """What was kept of the gradients of one of several optimizers is final once it has stepped."""
         if _unscales(optimizer):
             self._mask_gradients(optimizer)
-        if _skipped(optimizer):
+        skipped = _skipped(optimizer)
+        if skipped:
             self._free(self._layers_of[id(optimizer)])
         for layer in self._layers_of[id(optimizer)]:
-            layer.settle()
+            if not skipped:
+                layer.settle()
             layer.stepped()
 
     def _after_last(self, optimizer: Optimizer, *_: Any) -> None:

@@ -122,6 +122,8 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # What a model does besides when it is put into a mode, such as to merge weights, is undone so.
+        model.train(modes[0][1])
         for module, mode in modes:
             module.training = mode
 
@@ -131,7 +133,8 @@ class _Lowering:
 
     def __init__(self, model: nn.Module, found: Traced) -> None:
         self.model, self.traced = model, found
-        self.nodes = list(found.graph.nodes)
+        live = set(found.live)
+        self.nodes = [node for node in found.graph.nodes if node in live or node.op in ("placeholder", "output")]
         self.places = {node: place for place, node in enumerate(self.nodes)}
         self.modules = dict(model.named_modules())
         self.steps: list[Step] = []
@@ -259,7 +262,7 @@ class _Lowering:
             return
         root, place = _root(before), self.places[node]
         for each, value in self.values.items():
-            used_later = any(self.places[user] > place for user in each.users)
+            used_later = any(self.places.get(user, -1) > place for user in each.users)
             if value is before:
                 self.values[each] = after
             elif used_later and isinstance(value, Step) and value is not after and _root(value) is root:

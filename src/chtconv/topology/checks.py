@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from chtconv.enforcement.attachment import is_attached
@@ -17,7 +17,6 @@ from chtconv.errors import ChtconvWarning, ConfigurationError, check_name
 from chtconv.initial import ALLOCATIONS, links_at
 from chtconv.layers.find import weight_of
 from chtconv.layers.matrix import TRANSPOSED, Layer, matrix_shape, positions_of
-from chtconv.layers.tracing import Tracer, unchanged
 from chtconv.methods.removal import REMOVALS
 from chtconv.methods.schedule import Schedule
 from chtconv.scores.api import check_names, check_paths
@@ -114,43 +113,11 @@ def warn_of_no_evolution(settings: Mapping[str, Settings], schedule: Schedule) -
     if evolving and schedule.stop and schedule.stop <= schedule.interval:
         warnings.warn(
             f"layer{'s' if len(evolving) > 1 else ''} {', '.join(evolving)}: no evolution falls between the interval, "
-            f"{schedule.interval}, and stop, {schedule.stop}, so that masks stay what they are at first; accepted is "
+            f"{schedule.interval}, and stop, {schedule.stop}, so that masks change by evolve() alone; accepted is "
             "interval below stop. Both, and total_steps, of which stop is three quarters, are optimizer steps.",
             ChtconvWarning,
             stacklevel=3,
         )
-
-
-def warn_of_computed(modules: Mapping[str, Layer]) -> None:
-    """Of layers of other classes than torch's that compute with another tensor than their weight, as far as is known.
-
-    Where weights are standardised, say, no connection is absent, whatever the mask.
-    """
-    for name, module in modules.items():
-        own = (getattr(type(module), method, nn.Module.forward) for method in ("forward", "_conv_forward"))
-        if all(each.__module__.startswith("torch.nn.") for each in own):
-            continue
-        try:
-            with unchanged(module):
-                nodes = list(Tracer().trace(module).nodes)
-        except Exception:  # whatever a forward may do with what is no tensor
-            continue
-        weights = [node for node in nodes if node.op == "get_attr" and node.target == "weight"]
-        if weights and not any(_computes_with(user, node) for node in weights for user in node.users):
-            warnings.warn(
-                f"layer {name}: {type(module).__name__} computes with another tensor than its weight, made of it. "
-                "Where that is not 0 off the mask, as where weights are standardised, the layer is not sparse: leave "
-                "it out then, with layers=[...].",
-                ChtconvWarning,
-                stacklevel=3,
-            )
-
-
-def _computes_with(user: fx.Node, weight: fx.Node) -> bool:
-    """Whether a node of a graph is a convolution or product with this weight."""
-    name = str(getattr(user.target, "__name__", user.target))
-    given = user.kwargs.get("weight", user.args[1] if len(user.args) > 1 else None)
-    return ("conv" in name or name in ("linear", "matmul", "addmm")) and given is weight
 
 
 def warn_of_no_paths(modules: Mapping[str, Layer], settings: Mapping[str, Settings]) -> None:

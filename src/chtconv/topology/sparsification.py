@@ -25,7 +25,6 @@ from chtconv.randomness import canonical_names, generator
 from chtconv.topology.checks import (
     check_layer,
     check_weights,
-    warn_of_computed,
     warn_of_ignored,
     warn_of_no_end,
     warn_of_no_evolution,
@@ -158,7 +157,6 @@ def sparsify(
     for name, module in modules.items():
         check_layer(name, module, settings[name], densities[name])
     warn_of_no_paths(modules, settings)
-    warn_of_computed(modules)
     warn_of_no_evolution(settings, schedule)
     if schedule.stop is None:
         warn_of_no_end(settings, zeta_schedule)
