@@ -253,6 +253,25 @@ def test_complete_preregistered_tests_are_tested_here_and_others_show_nothing(ex
         assert text == f"{found[name].missing} of its runs are still to be made; nothing is shown before."
 
 
+def test_the_table_of_forms_has_all_variants_of_preregistered_tests_with_their_costs(experiments):
+    _, _, *found = experiments("evidence_tables").TABLES["forms"]().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in found]
+    expected = set()
+    for file, names in NAMES.items():
+        groups = {}
+        for line in map(json.loads, (ROOT / "results" / f"{file}.jsonl").read_text().splitlines()):
+            groups.setdefault((line["config"]["sparsity"], names[line["variant"]]), []).append(line)
+        for (sparsity, name), lines in groups.items():
+            shares = (
+                sum(line["flops"][part] / line["flops"][f"dense_{part}"] for line in lines) / len(lines)
+                for part in ("training", "inference")
+            )
+            accuracy = sum(100 * line["test_accuracy"] for line in lines) / len(lines)
+            expected.add((f"{sparsity:.0%}", name, f"{accuracy:.2f}", *(f"{share:.1%}" for share in shares)))
+    assert {(cell[0], cell[2], cell[3].partition(" ")[0], *cell[4:]) for cell in cells} == expected
+    assert len(cells) == len(expected)
+
+
 def test_every_table_has_a_place_and_every_place_a_table(experiments):
     tables = experiments("tables")
     places = [name for page in tables.PAGES for name in re.findall(r"<!-- table: (.*?) -->", page.read_text())]

@@ -180,6 +180,29 @@ def test_gradients_that_another_loss_adds_are_not_those_of_the_step():
     assert kept[0].any()
 
 
+@pytest.mark.parametrize("method", ["set", "rigl"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_layers_whose_optimizer_skips_its_step_do_not_evolve_by_its_gradients(fused, method):
+    torch.manual_seed(0)
+    layers = nn.Linear(20, 30), nn.Linear(20, 30)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, fused=fused) for each in layers]
+    topology = chtconv.sparsify(
+        nn.ModuleList(layers), optimizers, method=method, sparsity=0.8, interval=1, stop=50, layers=["*"]
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for skips in (True, False):
+        scaler.scale(sum(layer(torch.randn(8, 20)).square().mean() for layer in layers)).backward()
+        if skips:
+            layers[0].bias.grad[0] = torch.inf
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scaler.update()
+    evolved = [[row["layer"] for row in topology.records if row["step"] == number] for number in (1, 2)]
+    both = ["0.weight", "1.weight"]
+    assert evolved == [both if method == "set" else both[1:], both]
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("skipping", [0, 1])
 def test_a_step_that_one_of_several_optimizers_skips_is_in_no_average(skipping, fused):

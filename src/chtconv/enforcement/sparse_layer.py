@@ -184,6 +184,14 @@ class SparseLayer:
         version = self.weight._version
         return None if version == self._left_at else version
 
+    @property
+    def took_part(self) -> bool:
+        """Whether its optimizer has stepped since the last step that was counted, so that its gradient is whole.
+
+        One of several may have skipped its step, when gradients are scaled and not finite.
+        """
+        return self.trained or not self.dense_gradient.one_of_several
+
     def stepped(self) -> None:
         """After an optimizer has stepped: the weight is as training has left it."""
         self._left_at = self.weight._version
@@ -219,9 +227,7 @@ class SparseLayer:
     def count_step(self) -> None:
         """After a step of all optimizers: what is counted or averaged over steps."""
         self.link_steps += self.total_links
-        # One of several optimizers may have skipped its step, whose gradients are scaled and not finite.
-        whole = self.trained or not self.dense_gradient.one_of_several
-        self.dense_gradient.count_step(averaged=whole and self.settings.method.worth == "momentum")
+        self.dense_gradient.count_step(averaged=self.took_part and self.settings.method.worth == "momentum")
 
     @property
     def input_size(self) -> tuple[int, ...] | None:

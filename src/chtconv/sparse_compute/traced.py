@@ -9,7 +9,7 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -92,11 +92,10 @@ class Traced:
     @cached_property
     def live(self) -> list[fx.Node]:
         """The nodes that results may depend on: of those that write, all but what writes into the model."""
+        beside = {node for node in self.writers if (_constant_behind(node) or _FRESH).startswith(_FRESH)}
         found: set[fx.Node] = set()
         for node in reversed(self.graph.nodes):
-            into = _constant_behind(node) if node in self.writers else _FRESH
-            wanted = node in self.writers and (into is None or into.startswith(_FRESH))
-            if node.op == "output" or node in found or wanted:
+            if node.op == "output" or node in found or node in beside:
                 found.update((node, *node.all_input_nodes))
         return [node for node in self.graph.nodes if node in found]
 
@@ -145,8 +144,7 @@ def _changed(model: nn.Module, first: Traced) -> list[str]:
         second = _trace(model, first.left)
     except Exception:  # it uses what it left
         return left or sorted(fresh)
-    written = sorted(_written(first) & fresh)
-    for name in written:
+    for name in sorted(_written(first.writers) & fresh):
         own = first.objects[name]
         # Of a list or a module of Python, or seen by another one as well.
         kept = own is second.objects.get(name)
@@ -217,17 +215,16 @@ def _trace(model: nn.Module, left: Mapping[nn.Module, _Attributes]) -> Traced:
         now = dict(_tensors(model, everything=True))
         replaced = {name for name, value in held.items() if _is_replaced(name, value, now.get(name))}
         clones: dict[int, Tensor] = {}
-        found = Traced(
+        return Traced(
             graph,
             frozenset(required),
             constants,
-            frozenset(replaced),
+            frozenset(replaced | (_written(writers) & held.keys())),
             {module: some for module, each in before.items() if (some := dict(_left(module, each, versions, clones)))},
             writers,
             objects,
             frozenset(name for name, value in objects.items() if tracer.was_written_since(value)),
         )
-        return replace(found, changes=frozenset(replaced | (_written(found) & held.keys())))
 
 
 def _is_replaced(name: str, value: Any, now: Any) -> bool:
@@ -268,9 +265,9 @@ def _left(
             yield key, value
 
 
-def _written(found: Traced) -> set[str]:
-    """Names of constants that a graph writes into, through whatever shares their memory."""
-    return {name for name in map(_constant_behind, found.writers) if name is not None}
+def _written(writers: Collection[fx.Node]) -> set[str]:
+    """Names of the constants that nodes write into, through whatever shares their memory."""
+    return {name for name in map(_constant_behind, writers) if name is not None}
 
 
 def _constant_behind(node: fx.Node) -> str | None:

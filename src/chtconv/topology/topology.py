@@ -44,6 +44,15 @@ class Acceleration(Protocol):
         """Makes all layers what they were."""
 
 
+def _takes_turn(layer: SparseLayer) -> bool:
+    """Whether a layer evolves when it is time: it is trained, and has the gradients that its method goes by.
+
+    One of several optimizers may find the layers of the others frozen, as in adversarial training.
+    """
+    has_gradients = layer.took_part or not layer.settings.method.needs_dense_gradients
+    return layer.trained or (layer.weight.requires_grad and has_gradients)
+
+
 class Topology:
     """The evolving topology of a model; made by :func:`chtconv.sparsify`.
 
@@ -201,8 +210,7 @@ class Topology:
         for layer in self._layers:
             layer.count_step()
         if self.schedule.evolves_at(self.step_count):
-            # One of several optimizers may find the layers of the others frozen, as in adversarial training.
-            self._evolve([layer for layer in self._layers if layer.trained or layer.weight.requires_grad])
+            self._evolve([layer for layer in self._layers if _takes_turn(layer)])
         for layer in self._layers:
             layer.trained = False
         if self.acceleration is not None:
