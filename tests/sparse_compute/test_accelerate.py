@@ -88,6 +88,33 @@ def test_a_step_of_every_network_is_that_of_the_dense_backend(name, optimizer):
     assert "sparse" in kinds(topology).values()
 
 
+@pytest.mark.parametrize("size", [3, 9])
+@pytest.mark.parametrize("name", [name for name in FLAT if name != "vit"])  # its attention has no second derivative
+def test_a_step_with_a_penalty_on_gradients_is_that_of_the_dense_backend(name, size):
+    """As for flat minima: the backward pass is differentiated."""
+    case = ZOO[name]
+    images = case.inputs(size).double()
+
+    def penalised(model, optimizer, topology):
+        torch.manual_seed(1)
+        loss = model(images).square().mean()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        gradients = dict(zip(trained, torch.autograd.grad(loss, trained.values(), create_graph=True), strict=True))
+        # Before they are accumulated, gradients of dense layers are not zero off the mask.
+        gradients |= {name: gradients[name] * mask for name, mask in topology.masks.items()}
+        (loss + sum(each.square().sum() for each in gradients.values())).backward()
+        optimizer.step()
+        return {
+            "loss": loss.detach(),
+            "gradients": {name: p.grad for name, p in trained.items()},
+            "state": model.state_dict(),
+        }
+
+    dense, sparse = pair(case.build, layers=case.layers, sparsity=0.7)
+    assert_agree(penalised(*dense), penalised(*sparse))
+    assert "sparse" in kinds(sparse[2]).values()
+
+
 @pytest.mark.parametrize("size", [1, 3, 8, 17])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_step_of_vgg_for_every_size_of_batch(size, memory_format):

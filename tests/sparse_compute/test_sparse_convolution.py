@@ -221,6 +221,41 @@ def test_gradcheck(name):
     torch.autograd.gradcheck(masked, inputs, fast_mode=True)
 
 
+def twice(function, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """First gradients, and those of a penalty on them, which depends on all that the first ones depend on."""
+    given_ = [each.clone().requires_grad_() for each in (x, weight, bias)]
+    y = to_dense(function(*given_))
+    first = torch.autograd.grad(y.square().sum(), given_, create_graph=True)
+    second = torch.autograd.grad(sum(each.square().sum() for each in first), given_)
+    return [to_dense(each.detach()) if each.dim() == 4 else each.detach() for each in (*first, *second)]
+
+
+@pytest.mark.parametrize("padding", [None, "same"])
+@pytest.mark.parametrize("blocked", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_gradients_are_those_of_dense_convolutions(name, blocked, padding):
+    p = case(name, dtype=torch.float64) | ({"padding": padding, "stride": (1, 1), "window": (4, 3)} if padding else {})
+    x, weight, bias, mask = tensors(p, whole=False)
+    function = sparse(p, mask)
+    if blocked:
+        function = lambda x, w, b, function=function: function(to_blocked(x), w, b)  # noqa: E731
+    # What stands off the mask is in none of them.
+    found = twice(function, x, torch.where(mask, weight, torch.nan), bias)
+    for ours, torchs in zip(found, twice(dense(p, mask), x, weight, bias), strict=True):
+        torch.testing.assert_close(ours, torchs)
+        assert ours.any()
+
+
+def test_dense_gradients_can_be_differentiated():
+    p = case("strided", dtype=torch.float64)
+    x, weight, bias, mask = tensors(p, whole=False)
+    found = twice(sparse(p, mask, dense_gradient=True), x, weight, bias)
+    everywhere = twice(lambda x, w, b: functional.conv2d(x, w, b, **options(p)), x, weight, bias)
+    # The dense gradient of the weight is a function of the same outputs; those of its penalty see the links alone.
+    torch.testing.assert_close(found[1], everywhere[1])
+    assert found[1][~mask].any()
+
+
 @pytest.mark.parametrize("links", [0, 1])
 @pytest.mark.parametrize("batch", [1, 16])
 def test_hardly_any_link(links, batch):

@@ -42,7 +42,7 @@ def accelerate(model: M, topology: Topology, *, backend: str = "auto") -> M:
     kernels cannot compute stays dense: other devices and types than float32 and float64, padding modes other than
     zeros, weights that are sharded or computed from others, transforms such as ``torch.func``, exported and traced
     models. Copies of the model are plain and dense. Evolution, ``topology.detach()`` and states that are loaded are
-    followed.
+    followed. Gradients of gradients are right, and computed densely.
 
     Args:
         model: the model that was made sparse, or a wrapper of it.

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from chtconv.errors import ConfigurationError
 from chtconv.onednn import overruns, plain
-from chtconv.sparse_compute.blocked import Blocked, as_blocks, to_dense
+from chtconv.sparse_compute.blocked import Blocked, as_blocks, to_blocked, to_dense
 from chtconv.sparse_compute.links import Links, kernels_needed
 from chtconv.sparse_compute.memory import empty
 from chtconv.sparse_compute.problem import Geometry, Pair, input_gradients_of, outputs_of
@@ -45,8 +45,9 @@ def sparse_conv2d(
         rectify: whether negative outputs become 0; for inference, without gradients.
 
     Returns:
-        [N, O, H', W']: a :class:`Blocked` for N of 8 and more, else an ordinary tensor. Differentiable once, in
-        ``x``, ``weight`` (zero off the links) and ``bias``.
+        [N, O, H', W']: a :class:`Blocked` for N of 8 and more, else an ordinary tensor. Differentiable in ``x``,
+        ``weight`` (zero off the links) and ``bias``; gradients that are to be differentiated again
+        (``create_graph=True``) are computed densely.
 
     Raises:
         ConfigurationError: tensors that do not fit each other or the links, another stride, padding or dilation; or
@@ -199,12 +200,13 @@ class _Convolution(torch.autograd.Function):
         return _outputs(x.detach(), _one_piece(weight), bias, links, geometry, rectify)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of input, weight and bias."""
         wanted = ctx.needs_input_grad[:3]
         x, weight = ctx.saved_tensors
-        found = gradients(x, weight, grad, ctx.links, ctx.geometry, wanted, ctx.dense_gradient)
+        # Autograd records a backward pass only where it is to be differentiated.
+        compute = _recorded_gradients if torch.is_grad_enabled() else gradients
+        found = compute(x, weight, grad, ctx.links, ctx.geometry, wanted, ctx.dense_gradient)
         return *found, None, None, None, None
 
 
@@ -270,12 +272,46 @@ def _dense_gradient(x: Tensor, weight: Tensor, grad: Tensor, links: Links, geome
         dense_x, weight, dense_grad = (plain(each) for each in (dense_x, weight, dense_grad))
     else:
         dense_x, dense_grad = (each.contiguous(memory_format=torch.channels_last) for each in (dense_x, dense_grad))
-    before, after = geometry.padding, geometry.after
-    if before != after:
-        dense_x = torch.nn.functional.pad(dense_x, (before[1], after[1], before[0], after[0]))
-        before = (0, 0)
-    found: Tensor = torch.ops.aten.convolution_backward(
-        dense_grad, dense_x, weight, None, geometry.stride, before, geometry.dilation, False, [0, 0],
-        links.groups, [False, True, False],
-    )[1]  # fmt: skip
+    found = _dense_gradients(dense_x, weight, dense_grad, links.groups, geometry, (False, True))[1]
+    assert found is not None
     return found
+
+
+def _recorded_gradients(
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    links: Links,
+    geometry: Geometry,
+    wanted: Sequence[bool],
+    dense_gradient: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What :func:`gradients` returns, by operations that can be differentiated again: those of dense convolutions."""
+    dense_x, dense_grad, weight = (plain(to_dense(each)) for each in (x, grad, weight))
+    active = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    active[links.positions(weight).long()] = True
+    active = active.view(weight.shape)
+    weight = torch.where(active, weight, 0)
+    of_x, of_weight = _dense_gradients(dense_x, weight, dense_grad, links.groups, geometry, wanted[:2])
+    if of_x is not None and isinstance(x, Blocked):
+        of_x = to_blocked(of_x)
+    if of_weight is not None and not dense_gradient:
+        of_weight = of_weight * active
+    return of_x, of_weight, dense_grad.sum((0, 2, 3)) if wanted[2] else None
+
+
+def _dense_gradients(
+    x: Tensor, weight: Tensor, grad: Tensor, groups: int, geometry: Geometry, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of input and weight by the dense kernels, which pad both ends alike."""
+    (top, left), (bottom, right) = geometry.padding, geometry.after
+    padding, (height, width) = geometry.padding, geometry.size
+    apart = geometry.padding != geometry.after
+    if apart:
+        x, padding = functional.pad(x, (left, right, top, bottom)), (0, 0)
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, geometry.stride, padding, geometry.dilation, False, [0, 0], groups, [*wanted, False]
+    )
+    if apart and of_x is not None:
+        of_x = of_x[..., top : top + height, left : left + width]
+    return of_x, of_weight
