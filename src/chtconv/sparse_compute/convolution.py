@@ -202,11 +202,13 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of input, weight and bias."""
-        wanted = ctx.needs_input_grad[:3]
-        x, weight = ctx.saved_tensors
-        # Autograd records a backward pass only where it is to be differentiated.
-        compute = _recorded_gradients if torch.is_grad_enabled() else gradients
-        found = compute(x, weight, grad, ctx.links, ctx.geometry, wanted, ctx.dense_gradient)
+        if torch.is_grad_enabled():
+            # Autograd records a backward pass only where it is to be differentiated.
+            found = _recorded_gradients(ctx, grad)
+        else:
+            x, weight = ctx.saved_tensors
+            wanted = ctx.needs_input_grad[:3]
+            found = gradients(x, weight, grad, ctx.links, ctx.geometry, wanted, ctx.dense_gradient)
         return *found, None, None, None, None
 
 
@@ -277,27 +279,23 @@ def _dense_gradient(x: Tensor, weight: Tensor, grad: Tensor, links: Links, geome
     return found
 
 
-def _recorded_gradients(
-    x: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    links: Links,
-    geometry: Geometry,
-    wanted: Sequence[bool],
-    dense_gradient: bool = False,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _recorded_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """What :func:`gradients` returns, by operations that can be differentiated again: those of dense convolutions."""
+    x, weight = ctx.saved_tensors
     dense_x, dense_grad, weight = (plain(to_dense(each)) for each in (x, grad, weight))
     active = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-    active[links.positions(weight).long()] = True
+    active[ctx.links.positions(weight).long()] = True
     active = active.view(weight.shape)
     weight = torch.where(active, weight, 0)
-    of_x, of_weight = _dense_gradients(dense_x, weight, dense_grad, links.groups, geometry, wanted[:2])
+    wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
+    of_x, of_weight = _dense_gradients(
+        dense_x, weight, dense_grad, ctx.links.groups, ctx.geometry, (wanted_x, wanted_weight)
+    )
     if of_x is not None and isinstance(x, Blocked):
         of_x = to_blocked(of_x)
-    if of_weight is not None and not dense_gradient:
+    if of_weight is not None and not ctx.dense_gradient:
         of_weight = of_weight * active
-    return of_x, of_weight, dense_grad.sum((0, 2, 3)) if wanted[2] else None
+    return of_x, of_weight, dense_grad.sum((0, 2, 3)) if wanted_bias else None
 
 
 def _dense_gradients(
