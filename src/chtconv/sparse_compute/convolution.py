@@ -274,7 +274,7 @@ def _dense_gradient(x: Tensor, weight: Tensor, grad: Tensor, links: Links, geome
         dense_x, weight, dense_grad = (plain(each) for each in (dense_x, weight, dense_grad))
     else:
         dense_x, dense_grad = (each.contiguous(memory_format=torch.channels_last) for each in (dense_x, dense_grad))
-    found = _dense_gradients(dense_x, weight, dense_grad, links.groups, geometry, (False, True))[1]
+    found = _by_dense_kernels(dense_x, weight, dense_grad, links.groups, geometry, (False, True))[1]
     assert found is not None
     return found
 
@@ -285,20 +285,21 @@ def _recorded_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor |
     dense_x, dense_grad, weight = (plain(to_dense(each)) for each in (x, grad, weight))
     active = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     active[ctx.links.positions(weight).long()] = True
-    active = active.view(weight.shape)
-    weight = torch.where(active, weight, 0)
+    active, everywhere = active.view(weight.shape), bool(ctx.dense_gradient)
+    # Off the links a weight is 0, of which the gradient may be wanted all the same.
+    weight = torch.where(active, weight, weight - weight.detach() if everywhere else 0)
     wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
-    of_x, of_weight = _dense_gradients(
+    of_x, of_weight = _by_dense_kernels(
         dense_x, weight, dense_grad, ctx.links.groups, ctx.geometry, (wanted_x, wanted_weight)
     )
     if of_x is not None and isinstance(x, Blocked):
         of_x = to_blocked(of_x)
-    if of_weight is not None and not ctx.dense_gradient:
+    if of_weight is not None and not everywhere:
         of_weight = of_weight * active
     return of_x, of_weight, dense_grad.sum((0, 2, 3)) if wanted_bias else None
 
 
-def _dense_gradients(
+def _by_dense_kernels(
     x: Tensor, weight: Tensor, grad: Tensor, groups: int, geometry: Geometry, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of input and weight by the dense kernels, which pad both ends alike."""
